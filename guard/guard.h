@@ -124,19 +124,19 @@ typedef struct guard_cause {
  * All texts are terminated and, where they were too long, cut at a character of UTF-8; an empty text means there is none.
  */
 typedef struct guard_error {
-    int32_t domain;       /* a guard_domain or one of the program's */
-    int32_t code;         /* never 0 */
-    int32_t os_error;     /* errno when the panic was raised */
-    uint32_t line;        /* where it was raised */
-    uint8_t cause_count;  /* entries in causes, newest relation last */
-    uint8_t cause_more;   /* how many more there were, at most 255 */
-    char sqlstate[6];     /* five characters, for databases that have one */
-    char file[48];        /* the last part of the path */
+    int32_t domain;      /* a guard_domain or one of the program's */
+    int32_t code;        /* never 0 */
+    int32_t os_error;    /* errno when the panic was raised */
+    uint32_t line;       /* where it was raised */
+    uint8_t cause_count; /* entries in causes, newest relation last */
+    uint8_t cause_more;  /* how many more there were, at most 255 */
+    char sqlstate[6];    /* five characters, for databases that have one */
+    char file[48];       /* the last part of the path */
     char function[40];
-    char message[300];    /* one line, without a newline at its end */
-    char detail[144];     /* PostgreSQL's DETAIL, or more of the message */
-    char hint[80];        /* what to do about it */
-    char constraint[64];  /* the constraint that was violated */
+    char message[300];   /* one line, without a newline at its end */
+    char detail[144];    /* PostgreSQL's DETAIL, or more of the message */
+    char hint[80];       /* what to do about it */
+    char constraint[64]; /* the constraint that was violated */
     guard_cause causes[GUARD_CAUSES];
 } guard_error;
 
@@ -147,15 +147,14 @@ typedef struct guard_place {
     uint32_t line;
 } guard_place;
 
-#define GUARD_HERE                                                                                        \
-    (__extension__({                                                                                      \
-        static const guard_place guard_here_ = {__FILE__, __func__, __LINE__};                            \
-        &guard_here_;                                                                                     \
+#define GUARD_HERE                                                             \
+    (__extension__({                                                           \
+        static const guard_place guard_here_ = {__FILE__, __func__, __LINE__}; \
+        &guard_here_;                                                          \
     }))
 
 /* Fills *error: clears it, sets domain, code (0 becomes -1) and the message as printf does. Any thread. */
-GUARD_API void guard_error_set(guard_error *error, int domain, int code, const char *format, ...)
-    GUARD_PRINTF(4, 5);
+GUARD_API void guard_error_set(guard_error *error, int domain, int code, const char *format, ...) GUARD_PRINTF(4, 5);
 
 /*
  * Adds a short form of `later`, and of its own causes, to the causes of *error. What does not fit is counted
@@ -194,9 +193,9 @@ typedef enum guard_when { GUARD_ALWAYS = 0, GUARD_ON_FAILURE = 1, GUARD_ON_SUCCE
  * It must outlive every record that names it.
  */
 typedef struct guard_kind {
-    const char *name;                                                /* "file", "sqlite transaction" */
-    guard_fn *release;                                               /* gives the object back; may panic, see ERRORS */
-    guard_fn *child;                                                 /* instead of release in a forked child; NULL: nothing */
+    const char *name;  /* "file", "sqlite transaction" */
+    guard_fn *release; /* gives the object back; may panic, see ERRORS */
+    guard_fn *child;   /* instead of release in a forked child; NULL: nothing */
     size_t (*describe)(const void *object, char *text, size_t size); /* as snprintf; may be NULL */
     unsigned flags;                                                  /* GUARD_KIND_... */
     const void *reserved[3];                                         /* NULL */
@@ -237,17 +236,17 @@ struct guard_scope {
  * A close of this form cannot know whether the code returns or is being unwound by something else. So a panic raised by
  * one of its deferred functions is held and raised by the next call of the library, or returned by the border.
  */
-#define GUARD_AUTO(name)                                                                                  \
-    guard_scope name##_guard_scope_ __attribute__((cleanup(guard_impl_leave)));                           \
+#define GUARD_AUTO(name)                                                        \
+    guard_scope name##_guard_scope_ __attribute__((cleanup(guard_impl_leave))); \
     guard_scope *const name = guard_impl_open(&name##_guard_scope_)
 
 /*
  * GUARD_SCOPE(s) { ... }: the same as a block of its own. `break` and `continue` inside leave only this block, not a
  * loop around it; prefer GUARD_AUTO.
  */
-#define GUARD_SCOPE(name)                                                                                 \
-    for (guard_scope name##_guard_scope_ __attribute__((cleanup(guard_impl_leave))),                      \
-         *name = guard_impl_open(&name##_guard_scope_);                                                   \
+#define GUARD_SCOPE(name)                                                            \
+    for (guard_scope name##_guard_scope_ __attribute__((cleanup(guard_impl_leave))), \
+         *name = guard_impl_open(&name##_guard_scope_);                              \
          name != NULL; name = NULL)
 
 /*
@@ -485,21 +484,27 @@ typedef struct guard_impl_border {
     guard_recovery *panic;
     guard_error *out;
     int code;
-    int state;
+    volatile int state; /* read after a second return of setjmp */
     jmp_buf env;
 } guard_impl_border;
+
+/* States of a border; the last two are also what setjmp returns. */
+#define GUARD_IMPL_LINKED 0
+#define GUARD_IMPL_CAUGHT 1
+#define GUARD_IMPL_RECOVERED 2
+#define GUARD_IMPL_UNLINKED 3
 
 /* NULL before a thread's first use, and while a held panic waits: both send the inline path to the slow one. */
 extern GUARD_API __thread guard_impl_stack_t *guard_impl_stack __attribute__((tls_model("initial-exec")));
 
 GUARD_API guard_scope *guard_impl_open_slow(guard_scope *scope);
 GUARD_API void guard_impl_leave_run(guard_scope *scope);
-GUARD_API guard_ticket guard_impl_defer_slow(guard_scope *scope, guard_fn *fn, const void *action, void *arg, uint32_t flags,
-                                             const guard_place *place);
+GUARD_API guard_ticket guard_impl_defer_slow(guard_scope *scope, guard_fn *fn, const void *action, void *arg,
+                                             uint32_t flags, const guard_place *place);
 GUARD_API guard_ticket guard_impl_defer_copy(guard_scope *scope, guard_fn *fn, const void *data, size_t size,
                                              const guard_place *place);
-GUARD_API void guard_impl_panic(const guard_place *place, int domain, int code, const char *format, ...)
-    GUARD_NORETURN GUARD_PRINTF(4, 5);
+GUARD_API void guard_impl_panic(const guard_place *place, int domain, int code, const char *format, ...) GUARD_NORETURN
+    GUARD_PRINTF(4, 5);
 GUARD_API void guard_impl_panic_os(const guard_place *place, const char *format, ...) GUARD_NORETURN GUARD_PRINTF(2, 3);
 GUARD_API void guard_impl_panic_error(const guard_place *place, const guard_error *error) GUARD_NORETURN;
 GUARD_API void guard_impl_misuse(const guard_place *place, int code, const char *format, ...) GUARD_PRINTF(3, 4);
@@ -513,13 +518,15 @@ GUARD_API void guard_impl_border_leave(guard_impl_border *border);
 #define GUARD_IMPL_PASTE(a, b) GUARD_IMPL_PASTE_(a, b)
 
 /* `at` is volatile because it is read after a second return of setjmp. */
-#define GUARD_IMPL_TRY(error, number)                                                                     \
+#define GUARD_IMPL_TRY(error, number) \
     GUARD_IMPL_TRY_(error, GUARD_IMPL_PASTE(guard_border_, number), GUARD_IMPL_PASTE(guard_border_at_, number))
-#define GUARD_IMPL_TRY_(error, border, at)                                                                \
-    for (guard_impl_border border __attribute__((cleanup(guard_impl_border_leave))),                      \
-         *volatile at = guard_impl_border_open(&border, (error));                                         \
-         at != NULL; at = guard_impl_border_end(at))                                                      \
-        if (_setjmp(at->env) == 0)
+#define GUARD_IMPL_TRY_(error, border, at)                                                                       \
+    for (guard_impl_border border __attribute__((cleanup(guard_impl_border_leave))), *volatile at =              \
+                                                                                         guard_impl_border_open( \
+                                                                                             &border, (error));  \
+         at != NULL; at = guard_impl_border_end(at))                                                             \
+        if (_setjmp(at->env) == GUARD_IMPL_RECOVERED) {                                                          \
+        } else if (at->state == GUARD_IMPL_LINKED)
 
 static inline guard_scope *guard_impl_open(guard_scope *scope)
 {

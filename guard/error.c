@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: MIT */
+/* error.c: errors as flat values: filling, copying, chaining, printing. None of it allocates. */
+#include <errno.h>
+
+#include "internal.h"
+
+/* ------------------------------------------------------------------------------------------------ text -- */
+
+void guard_text_copy(char *to, size_t size, const char *from)
+{
+    size_t length = strnlen(from, size);
+    if (length >= size) {
+        length = size - 1;
+        while (length > 0 && ((unsigned char)from[length] & 0xC0) == 0x80) {
+            length--; /* not into the middle of a UTF-8 sequence */
+        }
+    }
+    memcpy(to, from, length);
+    to[length] = '\0';
+}
+
+static const char *path_end(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash != NULL ? slash + 1 : path;
+}
+
+/* ---------------------------------------------------------------------------------------------- filling -- */
+
+void guard_error_place(guard_error *error, const guard_place *place)
+{
+    guard_text_copy(error->file, sizeof error->file, path_end(place->file));
+    guard_text_copy(error->function, sizeof error->function, place->function);
+    error->line = place->line;
+}
+
+static void error_clear(guard_error *error, int domain, int code)
+{
+    error->domain = domain;
+    error->code = code != 0 ? code : -1;
+    error->os_error = errno;
+    error->line = 0;
+    error->cause_count = 0;
+    error->cause_more = 0;
+    error->sqlstate[0] = '\0';
+    error->file[0] = '\0';
+    error->function[0] = '\0';
+    error->message[0] = '\0';
+    error->detail[0] = '\0';
+    error->hint[0] = '\0';
+    error->constraint[0] = '\0';
+}
+
+void guard_error_open(guard_error *error, int domain, int code, const guard_place *place)
+{
+    error_clear(error, domain, code);
+    guard_error_place(error, place);
+}
+
+/* Most messages are constant: without a conversion they are copied, which costs a tenth of vsnprintf. */
+void guard_error_message(guard_error *error, const char *format, va_list arguments)
+{
+    if (strchr(format, '%') == NULL) {
+        guard_text_copy(error->message, sizeof error->message, format);
+        return;
+    }
+    char text[1024]; /* longer than a message, so that the cut is made at a character */
+    vsnprintf(text, sizeof text, format, arguments);
+    guard_text_copy(error->message, sizeof error->message, text);
+}
+
+void guard_error_set(guard_error *error, int domain, int code, const char *format, ...)
+{
+    error_clear(error, domain, code);
+    va_list arguments;
+    va_start(arguments, format);
+    guard_error_message(error, format, arguments);
+    va_end(arguments);
+}
+
+/* What lies behind the texts is cleared, not copied: no bytes of a dead frame travel with an error. */
+void guard_error_copy(guard_error *to, const guard_error *from)
+{
+    if (to == from) {
+        return;
+    }
+    memset(to, 0, sizeof *to);
+    memcpy(to, from, offsetof(guard_error, sqlstate));
+    guard_text_copy(to->sqlstate, sizeof to->sqlstate, from->sqlstate);
+    guard_text_copy(to->file, sizeof to->file, from->file);
+    guard_text_copy(to->function, sizeof to->function, from->function);
+    guard_text_copy(to->message, sizeof to->message, from->message);
+    guard_text_copy(to->detail, sizeof to->detail, from->detail);
+    guard_text_copy(to->hint, sizeof to->hint, from->hint);
+    guard_text_copy(to->constraint, sizeof to->constraint, from->constraint);
+    memcpy(to->causes, from->causes, from->cause_count * sizeof *from->causes);
+}
+
+/* --------------------------------------------------------------------------------------------- chaining -- */
+
+static void error_count_more(guard_error *error, unsigned count)
+{
+    count += error->cause_more;
+    error->cause_more = (uint8_t)(count < UINT8_MAX ? count : UINT8_MAX);
+}
+
+static guard_cause *error_cause_next(guard_error *error)
+{
+    if (error->cause_count == GUARD_CAUSES) {
+        error_count_more(error, 1);
+        return NULL;
+    }
+    guard_cause *cause = &error->causes[error->cause_count++];
+    memset(cause, 0, sizeof *cause);
+    return cause;
+}
+
+void guard_error_attach(guard_error *error, const guard_error *later, guard_relation relation)
+{
+    guard_cause *cause = error_cause_next(error);
+    if (cause != NULL) {
+        cause->domain = later->domain;
+        cause->code = later->code;
+        cause->line = later->line;
+        cause->relation = (uint8_t)relation;
+        guard_text_copy(cause->sqlstate, sizeof cause->sqlstate, later->sqlstate);
+        guard_text_copy(cause->file, sizeof cause->file, later->file);
+        guard_text_copy(cause->message, sizeof cause->message, later->message);
+    }
+    for (unsigned i = 0; i < later->cause_count; i++) {
+        guard_cause *next = error_cause_next(error);
+        if (next != NULL) {
+            *next = later->causes[i];
+        }
+    }
+    error_count_more(error, later->cause_more);
+}
+
+/* --------------------------------------------------------------------------------------------- printing -- */
+
+const char *guard_domain_name(int domain)
+{
+    static const char *const names[] = {"user",  "misuse", "memory", "os", "timeout", "cancelled",
+                                        "fault", "lock",   "sqlite", "pq", "tx",      "refused"};
+    return domain >= 0 && (size_t)domain < sizeof names / sizeof *names ? names[domain] : "user";
+}
+
+typedef struct writer {
+    char *text;
+    size_t size;
+    size_t length;
+} writer;
+
+static void writer_put(writer *to, char c)
+{
+    if (to->length + 1 < to->size) {
+        to->text[to->length] = c;
+    }
+    to->length++;
+}
+
+static void writer_text(writer *to, const char *text)
+{
+    while (*text != '\0') {
+        writer_put(to, *text++);
+    }
+}
+
+/* A message may come from a server or a user: a terminal must not obey it. */
+static void writer_escaped(writer *to, const char *text)
+{
+    static const char digits[] = "0123456789abcdef";
+    for (; *text != '\0'; text++) {
+        unsigned char c = (unsigned char)*text;
+        if (c >= 0x20 && c != 0x7F) {
+            writer_put(to, *text);
+        } else {
+            writer_text(to, "\\x");
+            writer_put(to, digits[c >> 4]);
+            writer_put(to, digits[c & 15]);
+        }
+    }
+}
+
+static void writer_number(writer *to, long number)
+{
+    char text[24];
+    snprintf(text, sizeof text, "%ld", number);
+    writer_text(to, text);
+}
+
+static void writer_line(writer *to, const char *label, int domain, int code, const char *sqlstate, const char *message,
+                        const char *file, uint32_t line, const char *end)
+{
+    writer_text(to, label);
+    writer_escaped(to, message);
+    writer_text(to, " [");
+    writer_text(to, guard_domain_name(domain));
+    writer_put(to, ' ');
+    writer_number(to, code);
+    if (sqlstate[0] != '\0') {
+        writer_put(to, ' ');
+        writer_escaped(to, sqlstate);
+    }
+    writer_put(to, ']');
+    if (file[0] != '\0') {
+        writer_text(to, " at ");
+        writer_escaped(to, file);
+        writer_put(to, ':');
+        writer_number(to, (long)line);
+    }
+    writer_text(to, end);
+    writer_put(to, '\n');
+}
+
+static bool cause_is_older(const guard_cause *cause)
+{
+    return cause->relation == GUARD_REPLACED || cause->relation == GUARD_RECOVERED;
+}
+
+static void writer_cause(writer *to, const guard_cause *cause, const char *label)
+{
+    writer_line(to, label, cause->domain, cause->code, cause->sqlstate, cause->message, cause->file, cause->line,
+                cause->relation == GUARD_RECOVERED ? " [recovered]" : "");
+}
+
+/* The panics that were replaced come first, the oldest at the top, as Go prints them; then the error, then what hangs on it. */
+size_t guard_error_format(const guard_error *error, char *text, size_t size)
+{
+    writer to = {text, size, 0};
+    const char *label = "panic: ";
+    for (unsigned i = error->cause_count; i-- > 0;) {
+        if (cause_is_older(&error->causes[i])) {
+            writer_cause(&to, &error->causes[i], label);
+            label = "\tpanic: ";
+        }
+    }
+    writer_line(&to, label, error->domain, error->code, error->sqlstate, error->message, error->file, error->line, "");
+    for (unsigned i = 0; i < error->cause_count; i++) {
+        if (!cause_is_older(&error->causes[i])) {
+            writer_cause(&to, &error->causes[i],
+                         error->causes[i].relation == GUARD_CAUSE ? "\tcaused by: " : "\tthen failed: ");
+        }
+    }
+    if (error->cause_more > 0) {
+        writer_text(&to, "\tand ");
+        writer_number(&to, error->cause_more);
+        writer_text(&to, " more\n");
+    }
+    if (size > 0) {
+        text[to.length < size ? to.length : size - 1] = '\0';
+    }
+    return to.length;
+}

@@ -1,0 +1,67 @@
+/* SPDX-License-Identifier: MIT */
+/* misuse.c: the handlers of wrong use and of notes. */
+#include <unistd.h>
+
+#include "internal.h"
+
+static guard_misuse_fn *misuse_handler;
+static guard_note_fn *note_handler;
+
+guard_misuse_fn *guard_misuse_handler(guard_misuse_fn *handler)
+{
+    guard_misuse_fn *former = misuse_handler;
+    misuse_handler = handler;
+    return former;
+}
+
+void guard_impl_misuse(const guard_place *place, int code, const char *format, ...)
+{
+    guard_error error;
+    guard_error_open(&error, GUARD_MISUSE, code, place);
+    va_list arguments;
+    va_start(arguments, format);
+    guard_error_message(&error, format, arguments);
+    va_end(arguments);
+    if (misuse_handler != NULL) {
+        misuse_handler(&error);
+        return;
+    }
+    guard_panic_error(&error);
+}
+
+void guard_misuse_hold(guard_stack *stack, const guard_error *error)
+{
+    if (misuse_handler != NULL) {
+        misuse_handler(error);
+    } else if (stack->border == NULL) {
+        guard_report_uncaught(error);
+    } else if (stack->held == HELD_WAITING) {
+        guard_error_attach(&stack->held_error, error, GUARD_ATTACHED);
+    } else {
+        guard_hold(stack, error);
+    }
+}
+
+guard_note_fn *guard_note_handler(guard_note_fn *handler)
+{
+    guard_note_fn *former = note_handler;
+    note_handler = handler;
+    return former;
+}
+
+void guard_note(const char *format, ...)
+{
+    char text[512];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    if (note_handler != NULL) {
+        note_handler(text);
+        return;
+    }
+    char line[sizeof text + 16];
+    int length = snprintf(line, sizeof line, "guard: note: %s\n", text);
+    ssize_t written = write(STDERR_FILENO, line, (size_t)length);
+    (void)written; /* there is nobody to tell */
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * run.c: borders, which contain panics.
+ *
+ *     open --> LINKED --body returned--> UNLINKED                       guard_run returns 0
+ *                |  \---panic landed---> CAUGHT (unlinked by it)        guard_run returns its code
+ *                |  \---recovered------> RECOVERED (unlinked by it)     guard_run returns 0
+ *                \---foreign unwind or return out of GUARD_TRY--> UNLINKED, by the cleanup attribute
+ *
+ * Invariant: stack->border is the innermost LINKED border, and its frame is live. One function calls setjmp for all guard_run.
+ */
+#include <errno.h>
+
+#include "internal.h"
+
+guard_impl_border *guard_impl_border_open(guard_impl_border *border, guard_error *out)
+{
+    guard_stack *stack = guard_stack_here();
+    guard_raise_held();
+    border->outer = stack->border;
+    border->scope = stack->hot.top;
+    border->panic = stack->panic;
+    border->out = out;
+    border->code = 0;
+    border->state = GUARD_IMPL_LINKED;
+    stack->border = border;
+    return border;
+}
+
+/* The body ended. A scope that it left open lies in a frame that is gone: its records cannot be trusted. */
+static void border_check(guard_stack *stack, guard_impl_border *border)
+{
+    if (stack->hot.top != border->scope) {
+        stack->hot.top = border->scope;
+        guard_misuse(GUARD_MISUSE_SCOPE,
+                     "a scope was still open when the function that opened it had returned to its border");
+    }
+    guard_raise_held();
+}
+
+guard_impl_border *guard_impl_border_end(guard_impl_border *border)
+{
+    if (border->state == GUARD_IMPL_LINKED) {
+        guard_stack *stack = guard_stack_own;
+        border_check(stack, border);
+        stack->border = border->outer;
+        border->state = GUARD_IMPL_UNLINKED;
+    }
+    return NULL;
+}
+
+void guard_impl_border_leave(guard_impl_border *border)
+{
+    if (border->state != GUARD_IMPL_LINKED) {
+        return;
+    }
+    guard_stack *stack = guard_stack_own;
+    stack->border = border->outer;
+    stack->panic = border->panic;
+    border->state = GUARD_IMPL_UNLINKED;
+    if (stack->border == NULL && stack->held == HELD_WAITING) {
+        /* Nobody is left to raise it to. */
+        guard_error error;
+        guard_unhold(stack, &error);
+        guard_report_uncaught(&error);
+    }
+}
+
+static int run_without_memory(guard_error *out)
+{
+    if (out != NULL) {
+        guard_error_set(out, GUARD_MEMORY, ENOMEM, "out of memory for the thread's guard stack");
+    }
+    return ENOMEM;
+}
+
+int guard_run(guard_fn *fn, void *arg, guard_error *out)
+{
+    if (GUARD_IMPL_UNLIKELY(guard_stack_make() == NULL)) {
+        return run_without_memory(out);
+    }
+    if (GUARD_IMPL_UNLIKELY(fn == NULL)) {
+        guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_run without a function");
+        return 0;
+    }
+    guard_impl_border border __attribute__((cleanup(guard_impl_border_leave)));
+    guard_impl_border_open(&border, out);
+    if (_setjmp(border.env) == 0) {
+        fn(arg);
+        guard_impl_border_end(&border);
+    }
+    return border.code;
+}

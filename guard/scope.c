@@ -1,0 +1,190 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * scope.c: opening and closing scopes, and running their records.
+ *
+ *     guard_scope_open              /--> guard_scope_close: CLOSING, a panic of a record goes on at once ---\
+ *     guard_impl_open  -->  open  --+--> guard_impl_leave: LEAVING, a panic of a record is held (leave.c) ---+--> closed
+ *                                   \--> guard_raise: a panic runs the records (panic.c) -------------------/
+ *
+ * Invariants: the open scopes of a thread are a list from hot.top outwards. A record is off its scope before its
+ * function runs. A scope is off the thread's list only when its own list is empty; then its stack is NULL.
+ */
+#include "internal.h"
+
+/* --------------------------------------------------------------------------------------------- records -- */
+
+void guard_record_drop(guard_pool *pool, guard_impl_record *record)
+{
+    if (record->flags & GUARD_IMPL_COPY) {
+        guard_pool_give(pool, record->arg);
+    } else if (record->flags & GUARD_IMPL_HEAP_COPY) {
+        guard_deallocate(record->arg);
+    }
+}
+
+static bool record_is_due(uint32_t flags, bool failed)
+{
+    switch (flags & GUARD_IMPL_WHEN) {
+    case GUARD_ON_FAILURE:
+        return failed;
+    case GUARD_ON_SUCCESS:
+        return !failed;
+    default:
+        return true;
+    }
+}
+
+/* The bytes move to this frame, so that both records are free before fn runs, and fn may panic. */
+static void record_run_copy(guard_pool *pool, guard_impl_record *record)
+{
+    _Alignas(16) char bytes[GUARD_COPY_INLINE];
+    guard_fn *fn = record->action.fn;
+    memcpy(bytes, record->arg, sizeof bytes);
+    guard_pool_give(pool, record->arg);
+    guard_pool_give(pool, record);
+    fn(bytes);
+}
+
+/* The record stays on the scope as the release of the bytes, so that they are freed although fn may panic. */
+static void record_run_heap_copy(guard_scope *scope, guard_impl_record *record)
+{
+    guard_fn *fn = record->action.fn;
+    record->generation++;
+    record->action.fn = guard_deallocate;
+    record->flags = 0;
+    record->next = scope->head;
+    scope->head = record;
+    fn(record->arg);
+}
+
+static void record_run_kind(guard_pool *pool, guard_impl_record *record, guard_recovery *panic)
+{
+    const guard_kind *kind = record->action.kind;
+    void *object = record->arg;
+    guard_pool_give(pool, record);
+    if (panic != NULL) {
+        panic->in_kind = true;
+    }
+    kind->release(object);
+    if (panic != NULL) {
+        panic->in_kind = false;
+    }
+}
+
+static void record_run_recover(guard_pool *pool, guard_impl_record *record, guard_recovery *panic)
+{
+    guard_recover_fn *recover = record->action.recover;
+    void *arg = record->arg;
+    guard_pool_give(pool, record);
+    if (panic == NULL) {
+        recover(NULL, arg);
+        return;
+    }
+    panic->recovering = true;
+    recover(panic, arg);
+    panic->recovering = false;
+}
+
+void guard_record_run(guard_stack *stack, guard_scope *scope, guard_recovery *panic, bool failed)
+{
+    guard_pool *pool = guard_scope_pool(stack, scope);
+    guard_impl_record *record = scope->head;
+    uint32_t flags = record->flags;
+    scope->head = record->next;
+    __atomic_signal_fence(__ATOMIC_RELEASE);
+    if (flags & GUARD_IMPL_DEAD) {
+        scope->dead--;
+        guard_pool_give(pool, record);
+    } else if (!record_is_due(flags, failed)) {
+        guard_record_drop(pool, record);
+        guard_pool_give(pool, record);
+    } else if (flags & GUARD_IMPL_KIND) {
+        record_run_kind(pool, record, panic);
+    } else if (flags & GUARD_IMPL_RECOVER) {
+        record_run_recover(pool, record, panic);
+    } else if (flags & GUARD_IMPL_COPY) {
+        record_run_copy(pool, record);
+    } else if (flags & GUARD_IMPL_HEAP_COPY) {
+        record_run_heap_copy(scope, record);
+    } else {
+        guard_fn *fn = record->action.fn;
+        void *arg = record->arg;
+        guard_pool_give(pool, record);
+        fn(arg);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------ open -- */
+
+guard_scope *guard_impl_open_slow(guard_scope *scope)
+{
+    guard_stack_here();
+    guard_raise_held();
+    return guard_impl_open(scope);
+}
+
+void guard_scope_open(guard_scope *scope)
+{
+    guard_impl_open(scope);
+}
+
+void guard_fail(guard_scope *scope)
+{
+    if (scope->stack == NULL) {
+        guard_misuse(GUARD_MISUSE_SCOPE, "guard_fail on a scope that is closed");
+        return;
+    }
+    scope->flags |= SCOPE_FAILED;
+}
+
+/* ----------------------------------------------------------------------------------------------- close -- */
+
+void guard_scope_end(guard_stack *stack, guard_scope *scope)
+{
+    stack->hot.top = scope->outer;
+    if (guard_scope_is_owner(scope)) {
+        guard_pool_close(&((guard_owner *)(void *)scope)->pool);
+        guard_deallocate(scope);
+    } else {
+        scope->stack = NULL;
+    }
+}
+
+static bool scope_is_open(const guard_stack *stack, const guard_scope *scope)
+{
+    const guard_scope *open = stack != NULL ? stack->hot.top : NULL;
+    while (open != NULL && open != scope) {
+        open = open->outer;
+    }
+    return open != NULL;
+}
+
+/* A scope that is not the innermost: the memory of one that was never opened must not be read. */
+static void scope_misused(const guard_stack *stack, const guard_scope *scope)
+{
+    if (scope_is_open(stack, scope)) {
+        guard_misuse(GUARD_MISUSE_SCOPE, "a scope was closed while a scope inside it is open");
+    } else {
+        guard_misuse(GUARD_MISUSE_SCOPE,
+                     "a scope was closed that is not open here: closed before, another thread's, or jumped into");
+    }
+}
+
+void guard_scope_close(guard_scope *scope)
+{
+    guard_stack *stack = guard_stack_own;
+    if (stack == NULL || stack->hot.top != scope) {
+        scope_misused(stack, scope);
+        return;
+    }
+    scope->flags |= SCOPE_CLOSING;
+    uint32_t count = 0;
+    while (scope->head != NULL) {
+        guard_raise_held();
+        guard_record_run(stack, scope, NULL, scope->flags & SCOPE_FAILED);
+        count++;
+    }
+    guard_scope_end(stack, scope);
+    guard_pool_freed(&stack->pool, count);
+    guard_raise_held();
+}
