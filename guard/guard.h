@@ -198,7 +198,8 @@ typedef struct guard_kind {
     guard_fn *child;   /* instead of release in a forked child; NULL: nothing */
     size_t (*describe)(const void *object, char *text, size_t size); /* as snprintf; may be NULL */
     unsigned flags;                                                  /* GUARD_KIND_... */
-    const void *reserved[3];                                         /* NULL */
+    guard_fn *dismiss;                                               /* frees what the object is besides the resource */
+    const void *reserved[2];                                         /* NULL */
 } guard_kind;
 
 #define GUARD_KIND_HEAP 1U  /* the object does not lie on the stack: it may be released after its frame is gone */
@@ -330,7 +331,10 @@ GUARD_API void guard_reserve(guard_scope *scope, size_t count);
 
 /* ---------------------------------------------------------------------------------------------- tickets -- */
 
-/* Takes the registration off without running it: the caller has the resource again. */
+/*
+ * Takes the registration off without running it: the caller has the resource again. A kind that keeps a record of its own
+ * about the resource frees that then (guard_kind.dismiss, which must not panic).
+ */
 GUARD_API void guard_dismiss(guard_ticket ticket);
 
 /* Takes it off and runs it now, once, whatever its guard_when. A panic of it goes on at once. Recovering defers are misuse. */
@@ -344,6 +348,9 @@ GUARD_API guard_ticket guard_move(guard_ticket ticket, guard_scope *scope);
 
 /* 1 while the ticket's registration is still to run, else 0. */
 GUARD_API int guard_pending(guard_ticket ticket);
+
+/* For adapters: the object a pending registration of this kind names, the kind's. Misuse for any other ticket, then NULL. */
+GUARD_API void *guard_ticket_object(guard_ticket ticket, const guard_kind *kind);
 
 /* ----------------------------------------------------------------------------------------------- panics -- */
 

@@ -80,9 +80,26 @@ void guard_dismiss(guard_ticket ticket)
     guard_stack *stack = guard_stack_here();
     guard_impl_record *record = ticket_record(stack, ticket);
     if (record != NULL) {
+        const guard_kind *kind = record->flags & GUARD_IMPL_KIND ? record->action.kind : NULL;
+        void *object = record->arg;
         guard_record_drop(guard_scope_pool(stack, record->scope), record);
         record_take_off(stack, record);
+        if (kind != NULL && kind->dismiss != NULL) {
+            kind->dismiss(object);
+        }
     }
+}
+
+void *guard_ticket_object(guard_ticket ticket, const guard_kind *kind)
+{
+    guard_impl_record *record = ticket_record(guard_stack_here(), ticket);
+    if (record != NULL && (record->flags & GUARD_IMPL_KIND) && record->action.kind == kind) {
+        return record->arg;
+    }
+    if (record != NULL || ticket.record == NULL) { /* a stale one was told already */
+        guard_misuse(GUARD_MISUSE_TICKET, "a ticket that is not one of a %s", kind->name);
+    }
+    return NULL;
 }
 
 /* Runs a registration that is off its scope already. */
