@@ -60,8 +60,10 @@ void guard_error_open(guard_error *error, int domain, int code, const guard_plac
 /* Most messages are constant: without a conversion they are copied, which costs a tenth of vsnprintf. */
 void guard_error_message(guard_error *error, const char *format, va_list arguments)
 {
-    if (strchr(format, '%') == NULL) {
-        guard_text_copy(error->message, sizeof error->message, format);
+    const char *conversion = strchrnul(format, '%');
+    size_t length = (size_t)(conversion - format);
+    if (*conversion == '\0' && length < sizeof error->message) {
+        memcpy(error->message, format, length + 1);
         return;
     }
     char text[1024]; /* longer than a message, so that the cut is made at a character */
@@ -78,6 +80,13 @@ void guard_error_set(guard_error *error, int domain, int code, const char *forma
     va_end(arguments);
 }
 
+static void text_copy_known(char *to, size_t size, const char *from)
+{
+    if (from[0] != '\0') {
+        guard_text_copy(to, size, from);
+    }
+}
+
 /* What lies behind the texts is cleared, not copied: no bytes of a dead frame travel with an error. */
 void guard_error_copy(guard_error *to, const guard_error *from)
 {
@@ -86,14 +95,16 @@ void guard_error_copy(guard_error *to, const guard_error *from)
     }
     memset(to, 0, sizeof *to);
     memcpy(to, from, offsetof(guard_error, sqlstate));
-    guard_text_copy(to->sqlstate, sizeof to->sqlstate, from->sqlstate);
-    guard_text_copy(to->file, sizeof to->file, from->file);
-    guard_text_copy(to->function, sizeof to->function, from->function);
-    guard_text_copy(to->message, sizeof to->message, from->message);
-    guard_text_copy(to->detail, sizeof to->detail, from->detail);
-    guard_text_copy(to->hint, sizeof to->hint, from->hint);
-    guard_text_copy(to->constraint, sizeof to->constraint, from->constraint);
-    memcpy(to->causes, from->causes, from->cause_count * sizeof *from->causes);
+    text_copy_known(to->sqlstate, sizeof to->sqlstate, from->sqlstate);
+    text_copy_known(to->file, sizeof to->file, from->file);
+    text_copy_known(to->function, sizeof to->function, from->function);
+    text_copy_known(to->message, sizeof to->message, from->message);
+    text_copy_known(to->detail, sizeof to->detail, from->detail);
+    text_copy_known(to->hint, sizeof to->hint, from->hint);
+    text_copy_known(to->constraint, sizeof to->constraint, from->constraint);
+    if (from->cause_count > 0) {
+        memcpy(to->causes, from->causes, from->cause_count * sizeof *from->causes);
+    }
 }
 
 /* --------------------------------------------------------------------------------------------- chaining -- */

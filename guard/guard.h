@@ -501,6 +501,9 @@ typedef struct guard_impl_border {
 #define GUARD_IMPL_RECOVERED 2
 #define GUARD_IMPL_UNLINKED 3
 
+/* The flag of a scope whose automatic close runs its records. */
+#define GUARD_IMPL_SCOPE_LEAVING 2U
+
 /* NULL before a thread's first use, and while a held panic waits: both send the inline path to the slow one. */
 extern GUARD_API __thread guard_impl_stack_t *guard_impl_stack __attribute__((tls_model("initial-exec")));
 
@@ -518,6 +521,23 @@ GUARD_API void guard_impl_misuse(const guard_place *place, int code, const char 
 GUARD_API guard_impl_border *guard_impl_border_open(guard_impl_border *border, guard_error *out);
 GUARD_API guard_impl_border *guard_impl_border_end(guard_impl_border *border);
 GUARD_API void guard_impl_border_leave(guard_impl_border *border);
+
+/*
+ * Whether an automatic close runs a single plain record itself: where leave.c can make a deferred function return to it. Not where a
+ * sanitizer moves locals off the stack or must see every jump.
+ */
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(safe_stack)
+#define GUARD_IMPL_LEAVE_INLINE 0
+#endif
+#endif
+#ifndef GUARD_IMPL_LEAVE_INLINE
+#define GUARD_IMPL_LEAVE_INLINE 1
+#endif
+#else
+#define GUARD_IMPL_LEAVE_INLINE 0
+#endif
 
 #define GUARD_IMPL_LIKELY(x) __builtin_expect(!!(x), 1)
 #define GUARD_IMPL_UNLIKELY(x) __builtin_expect(!!(x), 0)
@@ -557,12 +577,38 @@ static inline guard_scope *guard_impl_open(guard_scope *scope)
 static inline void guard_impl_leave(guard_scope *scope)
 {
     guard_impl_stack_t *stack = guard_impl_stack;
-    if (GUARD_IMPL_LIKELY(stack != NULL && stack->top == scope && scope->head == NULL)) {
-        stack->top = scope->outer;
-        scope->stack = NULL;
+    guard_impl_record *record;
+    if (GUARD_IMPL_UNLIKELY(stack == NULL || stack->top != scope || scope->flags != 0)) {
+        guard_impl_leave_run(scope);
         return;
     }
-    guard_impl_leave_run(scope);
+    record = scope->head;
+    if (record != NULL) {
+#if GUARD_IMPL_LEAVE_INLINE
+        guard_fn *fn = record->action.fn;
+        void *arg = record->arg;
+        if (GUARD_IMPL_UNLIKELY(record->next != NULL || record->flags != 0)) {
+            guard_impl_leave_run(scope);
+            return;
+        }
+        scope->flags = GUARD_IMPL_SCOPE_LEAVING;
+        scope->head = NULL;
+        __atomic_signal_fence(__ATOMIC_RELEASE);
+        record->generation++;
+        record->next = stack->free;
+        stack->free = record;
+        fn(arg); /* when it panics it returns here all the same, see leave.c */
+        if (GUARD_IMPL_UNLIKELY(guard_impl_stack == NULL || scope->head != NULL)) {
+            guard_impl_leave_run(scope);
+            return;
+        }
+#else
+        guard_impl_leave_run(scope);
+        return;
+#endif
+    }
+    stack->top = scope->outer;
+    scope->stack = NULL;
 }
 
 static inline guard_ticket guard_impl_register(guard_scope *scope, guard_fn *fn, const void *action, void *arg,

@@ -19,9 +19,10 @@ _Static_assert(sizeof(guard_error) <= 1024, "guard_error is at most 1 KiB");
 _Static_assert(sizeof(guard_impl_record) <= 48, "a record is at most 48 bytes");
 
 /* Flags of guard_scope. */
-#define SCOPE_FAILED 1U  /* guard_fail, or a held panic passed through */
-#define SCOPE_LEAVING 2U /* an automatic close runs its records: a panic from them must come back to it */
-#define SCOPE_CLOSING 4U /* an explicit close runs its records */
+#define SCOPE_FAILED 1U /* guard_fail, or a held panic passed through */
+#define SCOPE_LEAVING \
+    GUARD_IMPL_SCOPE_LEAVING /* an automatic close runs its records: a panic from them must come back to it */
+#define SCOPE_CLOSING 4U     /* an explicit close runs its records */
 
 /* ------------------------------------------------------------------------------------------------- pool -- */
 
@@ -51,7 +52,18 @@ void guard_pool_close(guard_pool *pool);
 bool guard_pool_grow(guard_pool *pool);
 bool guard_pool_reserve(guard_pool *pool, size_t count);
 bool guard_pool_holds(const guard_pool *pool, const guard_impl_record *record);
-void guard_pool_freed(guard_pool *pool, uint32_t count);
+void guard_pool_trim(guard_pool *pool);
+
+/* After `count` records were given back: trims where that is due, see pool.c. */
+static inline void guard_pool_freed(guard_pool *pool, uint32_t count)
+{
+    if (GUARD_IMPL_UNLIKELY(pool->chunk_count > 1)) {
+        pool->freed += count;
+        if (pool->freed >= pool->chunk_count * (POOL_CHUNK / 2)) {
+            guard_pool_trim(pool);
+        }
+    }
+}
 
 static inline guard_impl_record *guard_pool_take(guard_pool *pool)
 {
@@ -145,8 +157,8 @@ void guard_record_drop(guard_pool *pool, guard_impl_record *record);
 /* The scope has no records left: unlinks it; frees an owner. */
 void guard_scope_end(guard_stack *stack, guard_scope *scope);
 
-/* Jumps back into the innermost guard_impl_leave_run, as if the deferred function had returned. Returns where it cannot. */
-void guard_leave_resume(guard_stack *stack);
+/* Makes the deferred function that the automatic close of `scope` called return to it. Returns where it cannot. */
+void guard_leave_resume(guard_stack *stack, const guard_scope *scope);
 
 /* For a close that must not jump: tells the handler of misuse, or holds it as a panic. */
 void guard_misuse_hold(guard_stack *stack, const guard_error *error);

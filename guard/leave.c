@@ -21,7 +21,11 @@
  * found and the panic goes straight to its border. Elsewhere, and under ThreadSanitizer, which must see every jump,
  * the close calls setjmp.
  *
- * Invariant: the innermost live frame of guard_impl_leave_run runs the innermost scope that is LEAVING.
+ * A scope with one plain record is closed without a call (guard_impl_leave in guard.h): then the frame is that of the function the scope
+ * lies in.
+ *
+ * Invariant: the innermost scope that is LEAVING is run by the innermost live frame of guard_impl_leave_run, or by the frame it lies
+ * in, whichever is the inner one.
  */
 #include <unwind.h>
 
@@ -82,7 +86,8 @@ static inline __attribute__((always_inline)) void leave_loop(guard_stack *stack,
             guard_record_run(stack, scope, NULL, scope->flags & SCOPE_FAILED);
         }
     }
-    guard_scope_end(stack, scope);
+    stack->hot.top = scope->outer;
+    scope->stack = NULL;
     guard_pool_freed(&stack->pool, count);
 }
 
@@ -142,13 +147,15 @@ typedef struct leave_registers {
     uintptr_t rbx, rbp, r12, r13, r14, r15, rsp, rip;
 } leave_registers;
 
+typedef struct leave_search {
+    const guard_scope *scope;
+    leave_registers registers; /* of the frame looked at last */
+    bool found;
+} leave_search;
+
 /* In an unwinder's callback the context is that of the caller after the call: CFA is its stack pointer. DWARF numbers of the ABI, fig. 3.36. */
-static _Unwind_Reason_Code leave_look(struct _Unwind_Context *context, void *found)
+static void leave_note_registers(struct _Unwind_Context *context, leave_registers *registers)
 {
-    leave_registers *registers = found;
-    if (_Unwind_GetRegionStart(context) != (uintptr_t)leave_run_here) {
-        return _URC_NO_REASON;
-    }
     registers->rbx = _Unwind_GetGR(context, 3);
     registers->rbp = _Unwind_GetGR(context, 6);
     registers->r12 = _Unwind_GetGR(context, 12);
@@ -157,17 +164,33 @@ static _Unwind_Reason_Code leave_look(struct _Unwind_Context *context, void *fou
     registers->r15 = _Unwind_GetGR(context, 15);
     registers->rsp = _Unwind_GetCFA(context);
     registers->rip = _Unwind_GetIP(context);
-    return _URC_NORMAL_STOP;
 }
 
-void guard_leave_resume(guard_stack *stack)
+/*
+ * The frame is the innermost of guard_impl_leave_run, or where the scope's only record was run inline, the one that the scope lies in.
+ * The latter is known one frame later, whose stack pointer is beyond the scope.
+ */
+static _Unwind_Reason_Code leave_look(struct _Unwind_Context *context, void *memory)
+{
+    leave_search *search = memory;
+    if (search->registers.rip != 0 && _Unwind_GetCFA(context) > (uintptr_t)search->scope) {
+        search->found = true;
+        return _URC_NORMAL_STOP;
+    }
+    leave_note_registers(context, &search->registers);
+    search->found = _Unwind_GetRegionStart(context) == (uintptr_t)leave_run_here;
+    return search->found ? _URC_NORMAL_STOP : _URC_NO_REASON;
+}
+
+void guard_leave_resume(guard_stack *stack, const guard_scope *scope)
 {
     (void)stack;
-    leave_registers registers = {.rip = 0};
-    _Unwind_Backtrace(leave_look, &registers);
-    if (registers.rip == 0) {
+    leave_search search = {.scope = scope};
+    _Unwind_Backtrace(leave_look, &search);
+    if (!search.found) {
         return;
     }
+    leave_registers registers = search.registers;
     guard_before_jump();
     __asm__ volatile("movq 56(%0), %%rcx\n\t" /* before the stack pointer moves above the struct */
                      "movq 0(%0), %%rbx\n\t"
@@ -188,6 +211,7 @@ void guard_leave_resume(guard_stack *stack)
 
 typedef struct leave_frame {
     struct leave_frame *outer;
+    const guard_scope *scope;
     jmp_buf env;
 } leave_frame;
 
@@ -206,15 +230,19 @@ void guard_impl_leave_run(guard_scope *scope)
     }
     leave_frame frame;
     frame.outer = stack->leaving;
+    frame.scope = scope;
     stack->leaving = &frame;
     (void)_setjmp(frame.env);
     leave_loop_here(stack, scope);
     stack->leaving = frame.outer;
 }
 
-void guard_leave_resume(guard_stack *stack)
+void guard_leave_resume(guard_stack *stack, const guard_scope *scope)
 {
     leave_frame *frame = stack->leaving;
+    if (frame == NULL || frame->scope != scope) {
+        return; /* run inline by code that was built for the other form */
+    }
     guard_before_jump();
     longjmp(frame->env, 1);
 }

@@ -136,7 +136,7 @@ GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error)
         if (!panic->recovered) {
             guard_hold(stack, panic->error);
         }
-        guard_leave_resume(stack);
+        guard_leave_resume(stack, panic->target);
         /* The frame was not found, see leave.c: the panic goes on to the border from here. */
         if (!panic->recovered) {
             guard_unhold(stack, panic->error);

@@ -130,7 +130,7 @@ static void pool_relink_free(guard_pool *pool, guard_impl_record *records, uint3
     }
 }
 
-static void pool_trim(guard_pool *pool)
+void guard_pool_trim(guard_pool *pool)
 {
     for (guard_impl_record *record = *pool->free; record != NULL; record = record->next) {
         record->flags = RECORD_FREE;
@@ -151,12 +151,4 @@ static void pool_trim(guard_pool *pool)
     }
     pool_relink_free(pool, pool->first, pool->first_count);
     pool->freed = 0;
-}
-
-void guard_pool_freed(guard_pool *pool, uint32_t count)
-{
-    pool->freed += count;
-    if (pool->chunk_count > 1 && pool->freed >= pool->chunk_count * (POOL_CHUNK / 2)) {
-        pool_trim(pool);
-    }
 }

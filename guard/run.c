@@ -13,10 +13,8 @@
 
 #include "internal.h"
 
-guard_impl_border *guard_impl_border_open(guard_impl_border *border, guard_error *out)
+static inline void border_link(guard_stack *stack, guard_impl_border *border, guard_error *out)
 {
-    guard_stack *stack = guard_stack_here();
-    guard_raise_held();
     border->outer = stack->border;
     border->scope = stack->hot.top;
     border->panic = stack->panic;
@@ -24,11 +22,18 @@ guard_impl_border *guard_impl_border_open(guard_impl_border *border, guard_error
     border->code = 0;
     border->state = GUARD_IMPL_LINKED;
     stack->border = border;
+}
+
+guard_impl_border *guard_impl_border_open(guard_impl_border *border, guard_error *out)
+{
+    guard_stack *stack = guard_stack_here();
+    guard_raise_held();
+    border_link(stack, border, out);
     return border;
 }
 
-/* The body ended. A scope that it left open lies in a frame that is gone: its records cannot be trusted. */
-static void border_check(guard_stack *stack, guard_impl_border *border)
+/* The body ended with a scope open or a panic held. Such a scope lies in a frame that is gone: its records cannot be trusted. */
+static __attribute__((noinline)) void border_mend(guard_stack *stack, guard_impl_border *border)
 {
     if (stack->hot.top != border->scope) {
         stack->hot.top = border->scope;
@@ -38,22 +43,26 @@ static void border_check(guard_stack *stack, guard_impl_border *border)
     guard_raise_held();
 }
 
+static inline void border_unlink(guard_stack *stack, guard_impl_border *border)
+{
+    if (GUARD_IMPL_UNLIKELY(stack->hot.top != border->scope || stack->held == HELD_WAITING)) {
+        border_mend(stack, border);
+    }
+    stack->border = border->outer;
+    border->state = GUARD_IMPL_UNLINKED;
+}
+
 guard_impl_border *guard_impl_border_end(guard_impl_border *border)
 {
     if (border->state == GUARD_IMPL_LINKED) {
-        guard_stack *stack = guard_stack_own;
-        border_check(stack, border);
-        stack->border = border->outer;
-        border->state = GUARD_IMPL_UNLINKED;
+        border_unlink(guard_stack_own, border);
     }
     return NULL;
 }
 
-void guard_impl_border_leave(guard_impl_border *border)
+/* A foreign unwind or a return passes the border. */
+static __attribute__((noinline)) void border_pass(guard_impl_border *border)
 {
-    if (border->state != GUARD_IMPL_LINKED) {
-        return;
-    }
     guard_stack *stack = guard_stack_own;
     stack->border = border->outer;
     stack->panic = border->panic;
@@ -66,6 +75,18 @@ void guard_impl_border_leave(guard_impl_border *border)
     }
 }
 
+static inline void border_leave(guard_impl_border *border)
+{
+    if (GUARD_IMPL_UNLIKELY(border->state == GUARD_IMPL_LINKED)) {
+        border_pass(border);
+    }
+}
+
+void guard_impl_border_leave(guard_impl_border *border)
+{
+    border_leave(border);
+}
+
 static int run_without_memory(guard_error *out)
 {
     if (out != NULL) {
@@ -74,20 +95,29 @@ static int run_without_memory(guard_error *out)
     return ENOMEM;
 }
 
+/* The thread has a stack and no panic is held. */
+static int run_border(guard_stack *stack, guard_fn *fn, void *arg, guard_error *out)
+{
+    guard_impl_border border __attribute__((cleanup(border_leave)));
+    border_link(stack, &border, out);
+    if (_setjmp(border.env) == 0) {
+        fn(arg);
+        border_unlink(stack, &border);
+    }
+    return border.code;
+}
+
 int guard_run(guard_fn *fn, void *arg, guard_error *out)
 {
-    if (GUARD_IMPL_UNLIKELY(guard_stack_make() == NULL)) {
-        return run_without_memory(out);
-    }
     if (GUARD_IMPL_UNLIKELY(fn == NULL)) {
         guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_run without a function");
         return 0;
     }
-    guard_impl_border border __attribute__((cleanup(guard_impl_border_leave)));
-    guard_impl_border_open(&border, out);
-    if (_setjmp(border.env) == 0) {
-        fn(arg);
-        guard_impl_border_end(&border);
+    if (GUARD_IMPL_UNLIKELY(guard_impl_stack == NULL)) {
+        if (guard_stack_make() == NULL) {
+            return run_without_memory(out);
+        }
+        guard_raise_held();
     }
-    return border.code;
+    return run_border(guard_stack_own, fn, arg, out);
 }
