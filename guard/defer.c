@@ -112,7 +112,8 @@ guard_ticket guard_impl_defer_slow(guard_scope *scope, guard_fn *fn, const void 
     guard_impl_record *record = guard_pool_take(guard_scope_pool(stack, scope));
     if (record == NULL) {
         guard_error error;
-        guard_error_open(&error, GUARD_MEMORY, ENOMEM, place);
+        guard_error_open(&error, GUARD_MEMORY, ENOMEM);
+        guard_error_place(&error, place);
         guard_text_copy(error.message, sizeof error.message, "out of memory for a registration");
         defer_refuse(&error, fn, action, arg, flags);
     }
@@ -156,7 +157,8 @@ guard_ticket guard_impl_defer_copy(guard_scope *scope, guard_fn *fn, const void 
             guard_pool_give(pool, record);
         }
         guard_error error;
-        guard_error_open(&error, GUARD_MEMORY, ENOMEM, place);
+        guard_error_open(&error, GUARD_MEMORY, ENOMEM);
+        guard_error_place(&error, place);
         guard_text_copy(error.message, sizeof error.message, "out of memory for the copy of a registration");
         defer_refuse(&error, fn, NULL, original, 0);
     }

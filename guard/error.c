@@ -34,7 +34,7 @@ void guard_error_place(guard_error *error, const guard_place *place)
     error->line = place->line;
 }
 
-static void error_clear(guard_error *error, int domain, int code)
+void guard_error_open(guard_error *error, int domain, int code)
 {
     error->domain = domain;
     error->code = code != 0 ? code : -1;
@@ -49,12 +49,6 @@ static void error_clear(guard_error *error, int domain, int code)
     error->detail[0] = '\0';
     error->hint[0] = '\0';
     error->constraint[0] = '\0';
-}
-
-void guard_error_open(guard_error *error, int domain, int code, const guard_place *place)
-{
-    error_clear(error, domain, code);
-    guard_error_place(error, place);
 }
 
 /* Most messages are constant: without a conversion they are copied, which costs a tenth of vsnprintf. */
@@ -73,7 +67,7 @@ void guard_error_message(guard_error *error, const char *format, va_list argumen
 
 void guard_error_set(guard_error *error, int domain, int code, const char *format, ...)
 {
-    error_clear(error, domain, code);
+    guard_error_open(error, domain, code);
     va_list arguments;
     va_start(arguments, format);
     guard_error_message(error, format, arguments);

@@ -131,6 +131,7 @@ static inline guard_pool *guard_scope_pool(guard_stack *stack, guard_scope *scop
 struct guard_recovery {
     guard_recovery *prev;
     guard_error *error;
+    const guard_place *place;  /* still to be written into the error; NULL: it is there */
     guard_impl_border *border; /* the border it will reach; NULL: uncaught */
     const void *target;        /* where it stops: that border, or a scope whose automatic close called the raiser */
     guard_scope *scope;        /* whose records it runs at the moment */
@@ -139,8 +140,8 @@ struct guard_recovery {
     bool recovered;
 };
 
-/* Raises *error, which lies in a frame that stays alive. */
-GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error);
+/* Raises *error, which lies in a frame that stays alive; `place` is NULL where the error has its place. */
+GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error, const guard_place *place);
 
 /* Holds *error back until the next call of the library. */
 void guard_hold(guard_stack *stack, const guard_error *error);
@@ -179,8 +180,8 @@ static inline void guard_before_jump(void)
 
 /* Copies text, cut at a character of UTF-8 where it is too long. */
 void guard_text_copy(char *to, size_t size, const char *from);
-/* An empty error with a place. */
-void guard_error_open(guard_error *error, int domain, int code, const guard_place *place);
+/* An empty error, still without a place. */
+void guard_error_open(guard_error *error, int domain, int code);
 void guard_error_place(guard_error *error, const guard_place *place);
 void guard_error_copy(guard_error *to, const guard_error *from);
 void guard_error_message(guard_error *error, const char *format, va_list arguments) GUARD_PRINTF(2, 0);

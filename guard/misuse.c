@@ -17,7 +17,8 @@ guard_misuse_fn *guard_misuse_handler(guard_misuse_fn *handler)
 void guard_impl_misuse(const guard_place *place, int code, const char *format, ...)
 {
     guard_error error;
-    guard_error_open(&error, GUARD_MISUSE, code, place);
+    guard_error_open(&error, GUARD_MISUSE, code);
+    guard_error_place(&error, place);
     va_list arguments;
     va_start(arguments, format);
     guard_error_message(&error, format, arguments);

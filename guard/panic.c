@@ -34,6 +34,15 @@ static const void *panic_target(const guard_stack *stack)
     return stack->border;
 }
 
+/* The place is written into the error only when somebody may read it: a panic that a border without `out` contains saves it. */
+static void panic_complete(guard_recovery *panic)
+{
+    if (panic->place != NULL) {
+        guard_error_place(panic->error, panic->place);
+        panic->place = NULL;
+    }
+}
+
 /* Returns the panic that goes on: *panic, or the older one it was attached to. */
 static guard_recovery *panic_supersede(guard_stack *stack, guard_recovery *panic)
 {
@@ -41,6 +50,8 @@ static guard_recovery *panic_supersede(guard_stack *stack, guard_recovery *panic
     if (older == NULL || older->target != panic->target) {
         return panic;
     }
+    panic_complete(panic);
+    panic_complete(older);
     if (older->in_kind && !older->recovered) {
         guard_error_attach(older->error, panic->error, GUARD_ATTACHED);
         older->in_kind = false;
@@ -105,6 +116,7 @@ GUARD_NORETURN static void panic_land_border(guard_stack *stack, guard_recovery 
         border->code = error->code;
         border->state = GUARD_IMPL_CAUGHT;
         if (border->out != NULL) {
+            panic_complete(panic);
             guard_error_copy(border->out, error);
         }
         errno = error->os_error;
@@ -116,9 +128,9 @@ GUARD_NORETURN static void panic_land_border(guard_stack *stack, guard_recovery 
     longjmp(border->env, border->state);
 }
 
-GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error)
+GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error, const guard_place *place)
 {
-    guard_recovery here = {.prev = stack->panic, .error = error, .border = stack->border};
+    guard_recovery here = {.prev = stack->panic, .error = error, .place = place, .border = stack->border};
     guard_recovery *panic = &here;
     panic_take_held(stack, panic);
     for (;;) {
@@ -127,6 +139,7 @@ GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error)
         stack->panic = panic;
         panic_unwind(stack, panic);
         if (panic->target == NULL) {
+            panic_complete(panic);
             guard_report_uncaught(panic->error);
         }
         if (panic->target == panic->border) {
@@ -134,6 +147,7 @@ GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error)
         }
         stack->panic = panic->prev;
         if (!panic->recovered) {
+            panic_complete(panic);
             guard_hold(stack, panic->error);
         }
         guard_leave_resume(stack, panic->target);
@@ -167,37 +181,38 @@ void guard_raise_held(void)
     if (GUARD_IMPL_UNLIKELY(stack != NULL && stack->held == HELD_WAITING)) {
         guard_error error;
         guard_unhold(stack, &error);
-        guard_raise(stack, &error);
+        guard_raise(stack, &error, NULL);
     }
 }
 
 /* -------------------------------------------------------------------------------------------- raising -- */
 
 /* Without memory for a stack nothing can have been registered and no border opened. */
-GUARD_NORETURN static void panic_begin(guard_error *error)
+GUARD_NORETURN static void panic_begin(guard_error *error, const guard_place *place)
 {
     guard_stack *stack = guard_stack_make();
     if (stack == NULL) {
+        guard_error_place(error, place);
         guard_report_uncaught(error);
     }
-    guard_raise(stack, error);
+    guard_raise(stack, error, place);
 }
 
 void guard_impl_panic(const guard_place *place, int domain, int code, const char *format, ...)
 {
     guard_error error;
-    guard_error_open(&error, domain, code, place);
+    guard_error_open(&error, domain, code);
     va_list arguments;
     va_start(arguments, format);
     guard_error_message(&error, format, arguments);
     va_end(arguments);
-    panic_begin(&error);
+    panic_begin(&error, place);
 }
 
 void guard_impl_panic_os(const guard_place *place, const char *format, ...)
 {
     guard_error error;
-    guard_error_open(&error, GUARD_OS, errno, place);
+    guard_error_open(&error, GUARD_OS, errno);
     va_list arguments;
     va_start(arguments, format);
     guard_error_message(&error, format, arguments);
@@ -207,7 +222,7 @@ void guard_impl_panic_os(const guard_place *place, const char *format, ...)
     snprintf(text, sizeof text, ": %s",
              strerrordesc_np(error.os_error) != NULL ? strerrordesc_np(error.os_error) : "unknown error");
     guard_text_copy(error.message + length, sizeof error.message - length, text);
-    panic_begin(&error);
+    panic_begin(&error, place);
 }
 
 void guard_impl_panic_error(const guard_place *place, const guard_error *error)
@@ -217,10 +232,7 @@ void guard_impl_panic_error(const guard_place *place, const guard_error *error)
     if (copy.code == 0) {
         copy.code = -1;
     }
-    if (copy.file[0] == '\0') {
-        guard_error_place(&copy, place);
-    }
-    panic_begin(&copy);
+    panic_begin(&copy, copy.file[0] == '\0' ? place : NULL);
 }
 
 /* ----------------------------------------------------------------------------------------- recovering -- */
@@ -241,13 +253,18 @@ int guard_recover(guard_recovery *recovery)
 
 const guard_error *guard_recovery_error(const guard_recovery *recovery)
 {
-    return recovery != NULL ? recovery->error : NULL;
+    const guard_stack *stack = guard_stack_own;
+    if (recovery == NULL || stack == NULL || stack->panic == NULL) {
+        return NULL;
+    }
+    panic_complete((guard_recovery *)(uintptr_t)recovery);
+    return recovery->error;
 }
 
 const guard_error *guard_panicking(void)
 {
     const guard_stack *stack = guard_stack_own;
-    const guard_recovery *panic = stack != NULL ? stack->panic : NULL;
+    guard_recovery *panic = stack != NULL ? stack->panic : NULL;
     if (panic == NULL || panic->recovered || stack->border != panic->border) {
         return NULL;
     }
@@ -256,5 +273,6 @@ const guard_error *guard_panicking(void)
             return NULL; /* a scope of the deferred function, which ends normally */
         }
     }
+    panic_complete(panic);
     return panic->error;
 }
