@@ -526,7 +526,8 @@ GUARD_API void guard_impl_border_leave(guard_impl_border *border);
  * Whether an automatic close runs a single plain record itself: where leave.c can make a deferred function return to it. Not where a
  * sanitizer moves locals off the stack or must see every jump.
  */
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && \
+    !defined(GUARD_LEAVE_BY_SETJMP)
 #if defined(__has_feature)
 #if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(safe_stack)
 #define GUARD_IMPL_LEAVE_INLINE 0
@@ -574,7 +575,18 @@ static inline guard_scope *guard_impl_open(guard_scope *scope)
     return scope;
 }
 
-static inline void guard_impl_leave(guard_scope *scope)
+/*
+ * Calls fn for an automatic close. Apart from it, and with fn hidden from the optimiser, so that neither inlining nor a promoted
+ * indirect call can put fn's body into the frame to which a panic returns.
+ */
+static __attribute__((noinline, unused)) void guard_impl_call(void *arg, guard_fn *fn)
+{
+    __asm__("" : "+r"(fn));
+    fn(arg);
+}
+
+/* Always inline: the frame in which the scope lies must be the one that calls. */
+static inline __attribute__((always_inline)) void guard_impl_leave(guard_scope *scope)
 {
     guard_impl_stack_t *stack = guard_impl_stack;
     guard_impl_record *record;
@@ -597,7 +609,7 @@ static inline void guard_impl_leave(guard_scope *scope)
         record->generation++;
         record->next = stack->free;
         stack->free = record;
-        fn(arg); /* when it panics it returns here all the same, see leave.c */
+        guard_impl_call(arg, fn); /* when fn panics this returns all the same, see leave.c */
         if (GUARD_IMPL_UNLIKELY(guard_impl_stack == NULL || scope->head != NULL)) {
             guard_impl_leave_run(scope);
             return;

@@ -21,8 +21,9 @@
  * found and the panic goes straight to its border. Elsewhere, and under ThreadSanitizer, which must see every jump,
  * the close calls setjmp.
  *
- * A scope with one plain record is closed without a call (guard_impl_leave in guard.h): then the frame is that of the function the scope
- * lies in.
+ * A scope with one plain record is closed in its own function (guard_impl_leave in guard.h): then the frame is that of the function the
+ * scope lies in. Either frame calls through guard_impl_call: were fn's body inlined, or fn known not to return, there would be no call
+ * in that frame to return from.
  *
  * Invariant: the innermost scope that is LEAVING is run by the innermost live frame of guard_impl_leave_run, or by the frame it lies
  * in, whichever is the inner one.
@@ -41,20 +42,22 @@
 #endif
 
 /*
- * Runs the rest of a scope's records in the name of the held panic: recovering defers see it and may recover it. The panic lies in
- * this frame meanwhile, so that borders inside the deferred functions have the place of held panics to themselves.
+ * Runs a scope's records in the name of the held panic, until there are none or it is recovered: recovering defers see it. The panic
+ * lies in this frame meanwhile, so that borders inside the deferred functions have the place of held panics to themselves.
  */
-static __attribute__((noinline)) void leave_held(guard_stack *stack, guard_scope *scope)
+static void leave_held(void *memory)
 {
+    guard_scope *scope = memory;
+    guard_stack *stack = guard_stack_own;
     guard_error error;
     guard_unhold(stack, &error);
     scope->flags |= SCOPE_FAILED;
     guard_recovery panic = {
         .prev = stack->panic, .error = &error, .border = stack->border, .target = scope, .scope = scope};
     stack->panic = &panic;
-    while (scope->head != NULL) {
-        guard_record_run(stack, scope, panic.recovered ? NULL : &panic, true);
-        if (stack->held == HELD_WAITING) {
+    while (scope->head != NULL && !panic.recovered) {
+        guard_record_run(stack, scope, &panic, true);
+        if (stack->held == HELD_WAITING && !panic.recovered) {
             guard_error later;
             guard_unhold(stack, &later);
             guard_error_attach(&error, &later, GUARD_ATTACHED);
@@ -66,25 +69,35 @@ static __attribute__((noinline)) void leave_held(guard_stack *stack, guard_scope
     }
 }
 
+static void leave_record(void *memory)
+{
+    guard_scope *scope = memory;
+    guard_record_run(guard_stack_own, scope, NULL, scope->flags & SCOPE_FAILED);
+}
+
+/*
+ * One place calls everything that may panic, and it is in the loop: a compiler that moves unlikely calls into a part of their own
+ * (.cold) would move the frame out of the function that leave_look knows.
+ */
 static inline __attribute__((always_inline)) void leave_loop(guard_stack *stack, guard_scope *scope)
 {
     uint32_t count = 0;
     scope->flags |= SCOPE_LEAVING;
     while (scope->head != NULL) {
         guard_impl_record *record = scope->head;
+        guard_fn *fn = leave_record;
+        void *arg = scope;
         count++;
         if (GUARD_IMPL_UNLIKELY(stack->held == HELD_WAITING)) {
-            leave_held(stack, scope);
+            fn = leave_held;
         } else if (GUARD_IMPL_LIKELY(record->flags == 0)) {
-            guard_fn *fn = record->action.fn;
-            void *arg = record->arg;
+            fn = record->action.fn;
+            arg = record->arg;
             scope->head = record->next;
             __atomic_signal_fence(__ATOMIC_RELEASE);
             guard_pool_give(&stack->pool, record);
-            fn(arg);
-        } else {
-            guard_record_run(stack, scope, NULL, scope->flags & SCOPE_FAILED);
         }
+        guard_impl_call(arg, fn);
     }
     stack->hot.top = scope->outer;
     scope->stack = NULL;
