@@ -17,7 +17,7 @@
  *             guard_panic_os("no memory for the buffer");
  *         }
  *         guard_defer(s, free, buffer);
- *         FILE *in = guard_file_open(s, arg, "r");     // adapters register what they acquire
+ *         FILE *in = guard_file_open(s, arg, "r", NULL); // adapters register what they acquire
  *         ...
  *     }
  *

@@ -1,0 +1,415 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * guard_file_replace.c: atomic replacement of a file.
+ *
+ *     begin            the new file: without a name (O_TMPFILE), else `.NAME.XXXXXXXXXXXXXXXX.guard-tmp`
+ *       OPEN           written by the caller
+ *     commit           flush, fsync, owner and mode | a name if it has none | close | rename | fsync of the directory
+ *       PUBLISHED      from the rename on, whatever fails afterwards
+ *     rollback, release, or any step of commit before the rename that fails
+ *       ROLLED_BACK    closed, the name unlinked
+ *
+ * Invariants: `named` is true exactly while the directory may have the temporary name. `stream` is not NULL
+ * exactly while OPEN, and the directory is open as long. The target's name is only ever touched by one rename
+ * (or link) of a file that is complete and on the disk. Closing comes before the rename, because some file
+ * systems (NFS) tell a failed write only there.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "guard_file_internal.h"
+
+typedef enum replace_state { OPEN, PUBLISHED, ROLLED_BACK } replace_state;
+
+struct guard_file_replace {
+    file_origin origin;
+    replace_state state;
+    file_location target; /* the directory, and the name to be replaced */
+    bool named;
+    bool existed; /* `old` is the target's at the beginning */
+    char temporary[256];
+    guard_file_replace_options options;
+    struct stat old;
+    FILE *stream;
+    int whole;    /* -1, or the new file once more: to sync its file system where the directory may not be read */
+    dev_t device; /* of the new file: tells whether the name is ours */
+    ino_t inode;
+    file_name name;
+};
+
+/* ------------------------------------------------------------------------------------------------- steps -- */
+
+/* Each returns 0 or errno. */
+
+/* What there is to be replaced: a regular file or nothing. */
+static int replace_look(guard_file_replace *replace)
+{
+    struct stat now;
+    if (fstatat(replace->target.directory, replace->target.name, &now, AT_SYMLINK_NOFOLLOW) != 0) {
+        return errno == ENOENT ? 0 : errno;
+    }
+    if (!S_ISREG(now.st_mode)) {
+        return S_ISDIR(now.st_mode) ? EISDIR : S_ISLNK(now.st_mode) ? ELOOP : EINVAL;
+    }
+    replace->existed = true;
+    replace->old = now;
+    return replace->options.exclusive ? EEXIST : 0;
+}
+
+static int replace_create(guard_file_replace *replace)
+{
+    /* A new file gets its mode from the kernel, which knows umask and default ACL; anything else none but us
+     * reads until commit. */
+    mode_t mode = replace->existed || replace->options.mode != 0 ? 0600 : 0666;
+    int descriptor = guard_impl_file_create_unnamed(replace->target.directory, mode);
+    if (descriptor < 0 && guard_impl_file_no_unnamed(errno)) {
+        descriptor = guard_impl_file_create(replace->target.directory, replace->target.name, ".guard-tmp", mode,
+                                            replace->temporary);
+        replace->named = descriptor >= 0;
+    }
+    if (descriptor < 0) {
+        return errno;
+    }
+    struct stat status;
+    if (fstat(descriptor, &status) != 0 || (replace->stream = fdopen(descriptor, "w+")) == NULL) {
+        int error = errno;
+        close(descriptor);
+        return error;
+    }
+    replace->device = status.st_dev;
+    replace->inode = status.st_ino;
+    return 0;
+}
+
+/* The rule for modes, see the header. */
+static int replace_mode(const guard_file_replace *replace)
+{
+    int descriptor = fileno(replace->stream);
+    mode_t mode = replace->options.mode & 07777;
+    bool owner = true, group = true;
+    if (replace->existed) {
+        if (fchown(descriptor, replace->old.st_uid, replace->old.st_gid) != 0) {
+            struct stat own;
+            group = fchown(descriptor, (uid_t)-1, replace->old.st_gid) == 0;
+            owner = fstat(descriptor, &own) == 0 && own.st_uid == replace->old.st_uid;
+        }
+        mode = mode != 0 ? mode : replace->old.st_mode & 07777;
+        if (!group) {
+            mode &= ~(mode_t)070 | (mode & 07) << 3;
+        }
+        if (!owner || !group) {
+            mode &= ~(mode_t)(S_ISUID | S_ISGID);
+        }
+    }
+    if (!replace->existed && replace->options.mode == 0) {
+        return 0;
+    }
+    return fchmod(descriptor, mode) == 0 ? 0 : errno;
+}
+
+/* Why a write that nobody looked at failed: stdio forgets errno. The file is given up, so that one more write
+ * to it does no harm. */
+static int replace_lost(const guard_file_replace *replace)
+{
+    static const char block[4096];
+    struct stat status;
+    int descriptor = fileno(replace->stream);
+    if (fstat(descriptor, &status) != 0 || pwrite(descriptor, block, sizeof block, status.st_size) < 0) {
+        return errno;
+    }
+    return EIO;
+}
+
+/* All that was written is on the disk, or an error. */
+static int replace_sync(const guard_file_replace *replace)
+{
+    if (fflush(replace->stream) != 0) {
+        return errno;
+    }
+    if (ferror(replace->stream)) {
+        return replace_lost(replace);
+    }
+    int failed;
+    do {
+        failed = fsync(fileno(replace->stream));
+    } while (failed != 0 && errno == EINTR);
+    return failed == 0 ? 0 : errno;
+}
+
+/* Gives a file without a name one; link(2) cannot replace, so the target's own name takes a rename of it. */
+static int replace_name(guard_file_replace *replace)
+{
+    enum { TRIES = 100 };
+    char descriptor[40];
+    snprintf(descriptor, sizeof descriptor, "/proc/self/fd/%d", fileno(replace->stream));
+    for (int i = 0; i < TRIES && !replace->named; i++) {
+        guard_impl_file_random_name(replace->target.name, ".guard-tmp", replace->temporary);
+        replace->named = true; /* before: a link that is made and answered with an error is ours, too */
+        if (linkat(AT_FDCWD, descriptor, replace->target.directory, replace->temporary, AT_SYMLINK_FOLLOW) != 0) {
+            replace->named = errno != EEXIST;
+            if (errno != EEXIST) {
+                return errno;
+            }
+        }
+    }
+    return replace->named ? 0 : EEXIST;
+}
+
+static bool replace_is_there(const guard_file_replace *replace)
+{
+    struct stat now;
+    return fstatat(replace->target.directory, replace->target.name, &now, AT_SYMLINK_NOFOLLOW) == 0 &&
+           now.st_dev == replace->device && now.st_ino == replace->inode;
+}
+
+static int replace_rename(guard_file_replace *replace)
+{
+    int directory = replace->target.directory;
+    const char *from = replace->temporary, *to = replace->target.name;
+    int failed;
+    if (!replace->options.exclusive) {
+        failed = renameat(directory, from, directory, to);
+    } else {
+        failed = renameat2(directory, from, directory, to, RENAME_NOREPLACE);
+        if (failed != 0 && (errno == EINVAL || errno == ENOSYS)) {
+            /* The file system does not know the flag; a link refuses an existing name just as well, and leaves
+             * the other to unlink. */
+            if (linkat(directory, from, directory, to, 0) == 0) {
+                return 0;
+            }
+        }
+    }
+    int error = failed == 0 ? 0 : errno;
+    /* A server may do it and lose the answer: what the name has is the truth. */
+    if (error != 0 && !replace_is_there(replace)) {
+        return error;
+    }
+    replace->named = error != 0; /* then it may be there or not */
+    return 0;
+}
+
+static int replace_sync_directory(const guard_file_replace *replace)
+{
+    int failed, directory = replace->target.directory;
+    if (!replace->target.readable) {
+        failed = syncfs(replace->whole);
+    } else {
+        do {
+            failed = fsync(directory);
+        } while (failed != 0 && errno == EINTR);
+        if (failed != 0 && errno == EINVAL) { /* a file system that knows it of files only */
+            failed = syncfs(directory);
+        }
+    }
+    return failed == 0 ? 0 : errno;
+}
+
+/* Removes the temporary name if it is there and closes the directory; 0 or the first errno. */
+static int replace_tidy(guard_file_replace *replace)
+{
+    int error = 0;
+    if (replace->named && unlinkat(replace->target.directory, replace->temporary, 0) != 0 && errno != ENOENT) {
+        error = errno;
+    }
+    replace->named = false;
+    if (replace->whole >= 0) {
+        close(replace->whole);
+    }
+    int close_error = guard_impl_file_close(replace->target.directory);
+    return error != 0 ? error : close_error;
+}
+
+/* Gives up the new file; 0 or the first errno. */
+static int replace_abandon(guard_file_replace *replace)
+{
+    if (replace->stream != NULL) {
+        guard_impl_file_discard_stream(replace->stream);
+        replace->stream = NULL;
+    }
+    replace->state = ROLLED_BACK;
+    return replace_tidy(replace);
+}
+
+/* -------------------------------------------------------------------------------------------------- kind -- */
+
+static void replace_release(void *object)
+{
+    guard_file_replace *replace = object;
+    int error = replace->state == OPEN ? replace_abandon(replace) : 0;
+    file_name name = replace->name;
+    const guard_place *place = replace->origin.place;
+    guard_deallocate(replace);
+    if (error != 0) {
+        errno = error;
+        guard_impl_panic_os(place, "cannot remove the new file for %s", name.text);
+    }
+}
+
+static void replace_child(void *object)
+{
+    guard_file_replace *replace = object;
+    if (replace->state == OPEN) {
+        guard_impl_file_discard_stream(replace->stream);
+        close(replace->target.directory);
+    }
+    guard_deallocate(replace);
+}
+
+static size_t replace_describe(const void *object, char *text, size_t size)
+{
+    static const char *const states[] = {"new content for", "published", "given up"};
+    const guard_file_replace *replace = object;
+    int length = snprintf(text, size, "%s %s", states[replace->state], replace->name.text);
+    return length < 0 ? 0 : (size_t)length;
+}
+
+/* FIXED: its handle is not a ticket, so nobody could move it knowingly. */
+static const guard_kind replace_kind = {.name = "file replacement",
+                                        .release = replace_release,
+                                        .child = replace_child,
+                                        .describe = replace_describe,
+                                        .flags = GUARD_KIND_HEAP | GUARD_KIND_FIXED};
+
+/* ------------------------------------------------------------------------------------------------ public -- */
+
+static void options_check(const guard_file_replace_options *options, const guard_place *place)
+{
+    bool reserved = options->reserved_int != 0;
+    for (size_t i = 0; i < sizeof options->reserved / sizeof options->reserved[0]; i++) {
+        reserved = reserved || options->reserved[i] != NULL;
+    }
+    if (reserved || (options->mode & ~(mode_t)07777) != 0) {
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "guard_file_replace_options that can never be right");
+    }
+}
+
+/* Looks, and makes the new file; 0 or errno, nothing is left then. */
+static int replace_open(guard_file_replace *replace, const char *path)
+{
+    int error = guard_impl_file_locate(path, !replace->options.refuse_link, &replace->target);
+    if (error != 0) {
+        return error;
+    }
+    error = replace_look(replace);
+    if (error == 0) {
+        error = replace_create(replace);
+    }
+    if (error != 0) {
+        replace_abandon(replace);
+    }
+    return error;
+}
+
+guard_file_replace *guard_impl_file_replace_begin(guard_scope *scope, const char *path,
+                                                  const guard_file_replace_options *options, const guard_place *place)
+{
+    static const guard_file_replace_options defaults;
+    options = options != NULL ? options : &defaults;
+    options_check(options, place);
+    guard_reserve(scope, 1);
+    guard_file_replace *replace = guard_allocate(sizeof *replace);
+    memset(replace, 0, sizeof *replace);
+    guard_impl_file_origin(&replace->origin, place);
+    guard_impl_file_quote(&replace->name, path);
+    replace->options = *options;
+    replace->whole = -1;
+    int error = replace_open(replace, path);
+    if (error != 0) {
+        file_name name = replace->name;
+        guard_deallocate(replace);
+        errno = error;
+        guard_impl_panic_os(place, "cannot replace %s", name.text);
+    }
+    guard_impl_file_register(scope, &replace_kind, replace, NULL, place);
+    return replace;
+}
+
+FILE *guard_file_replace_stream(const guard_file_replace *replace)
+{
+    return replace->stream;
+}
+
+int guard_file_replace_published(const guard_file_replace *replace)
+{
+    return replace->state == PUBLISHED;
+}
+
+/* Everything up to the rename; 0 or errno and what could not be done. */
+static int replace_publish(guard_file_replace *replace, const char **what)
+{
+    int error;
+    *what = "write the new content of";
+    if ((error = replace_sync(replace)) != 0) {
+        return error;
+    }
+    *what = "set the mode of";
+    /* Its mode may have changed meanwhile, or the file come or gone. */
+    if ((error = replace_look(replace)) != 0 || (error = replace_mode(replace)) != 0) {
+        return error;
+    }
+    *what = "publish";
+    if ((error = replace_name(replace)) != 0) {
+        return error;
+    }
+    if (!replace->target.readable) {
+        replace->whole = fcntl(fileno(replace->stream), F_DUPFD_CLOEXEC, 0);
+        if (replace->whole < 0) {
+            return errno;
+        }
+    }
+    *what = "write the new content of";
+    FILE *stream = replace->stream;
+    replace->stream = NULL;
+    if ((error = guard_impl_file_close_stream(stream)) != 0) {
+        return error;
+    }
+    *what = "publish";
+    return replace_rename(replace);
+}
+
+void guard_impl_file_replace_commit(guard_file_replace *replace, const guard_place *place)
+{
+    const char *what;
+    if (replace->state != OPEN) {
+        guard_impl_misuse(place, GUARD_MISUSE_STATE, "commit of a replacement of %s that was %s", replace->name.text,
+                          replace->state == PUBLISHED ? "published" : "rolled back");
+        return;
+    }
+    guard_raise_held();
+    int error = replace_publish(replace, &what);
+    if (error != 0) {
+        int left = replace_abandon(replace);
+        errno = error;
+        guard_impl_panic_os(place, "cannot %s %s%s", what, replace->name.text,
+                            left != 0 ? " nor remove its temporary file" : "");
+    }
+    replace->state = PUBLISHED;
+    error = replace_sync_directory(replace);
+    what = "a power cut may undo it";
+    int tidy_error = replace_tidy(replace);
+    if (error == 0 && tidy_error != 0) {
+        what = "its temporary file may be left";
+        error = tidy_error;
+    }
+    if (error != 0) {
+        errno = error;
+        guard_impl_panic_os(place, "published %s, but %s", replace->name.text, what);
+    }
+}
+
+void guard_impl_file_replace_rollback(guard_file_replace *replace, const guard_place *place)
+{
+    if (replace->state == PUBLISHED) {
+        guard_impl_misuse(place, GUARD_MISUSE_STATE, "rollback of a replacement of %s that was published",
+                          replace->name.text);
+        return;
+    }
+    int error = replace->state == OPEN ? replace_abandon(replace) : 0;
+    if (error != 0) {
+        errno = error;
+        guard_impl_panic_os(place, "cannot remove the new file for %s", replace->name.text);
+    }
+}

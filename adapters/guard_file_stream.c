@@ -1,0 +1,232 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * guard_file_stream.c: streams and descriptors.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "guard_file_internal.h"
+
+_Static_assert(GUARD_FILE_HERE == AT_FDCWD, "guard_file.h says it without fcntl.h");
+
+static void held_forget(void *object)
+{
+    guard_deallocate(object);
+}
+
+/* ----------------------------------------------------------------------------------------------- streams -- */
+
+static void stream_release(void *object)
+{
+    file_held *held = object;
+    int error = guard_impl_file_close_stream(held->is.stream);
+    if (error != 0) {
+        errno = error;
+        guard_impl_file_fail(held, error == EIO ? "read or write all of" : "close");
+    }
+    guard_deallocate(held);
+}
+
+static void stream_child(void *object)
+{
+    file_held *held = object;
+    guard_impl_file_discard_stream(held->is.stream);
+    guard_deallocate(held);
+}
+
+static size_t stream_describe(const void *object, char *text, size_t size)
+{
+    const file_held *held = object;
+    return guard_impl_file_describe(&held->origin, "file", held->path, text, size);
+}
+
+static const guard_kind stream_kind = {.name = "file",
+                                       .release = stream_release,
+                                       .child = stream_child,
+                                       .describe = stream_describe,
+                                       .flags = GUARD_KIND_HEAP,
+                                       .dismiss = held_forget};
+
+static FILE *stream_open(const char *path, const char *mode)
+{
+    /* fopen reads at most six characters after the first, and all it knows fit in. */
+    char with_cloexec[64];
+    int length = snprintf(with_cloexec, sizeof with_cloexec, "%.1se%s", mode, mode + 1);
+    if (strchr("rwa", mode[0]) == NULL || length >= (int)sizeof with_cloexec) {
+        errno = EINVAL;
+        return NULL;
+    }
+    FILE *stream;
+    do {
+        stream = fopen(path, with_cloexec);
+    } while (stream == NULL && errno == EINTR);
+    if (stream == NULL) {
+        return NULL;
+    }
+    struct stat status;
+    int error = fstat(fileno(stream), &status) != 0 ? errno : S_ISDIR(status.st_mode) ? EISDIR : 0;
+    if (error != 0) {
+        fclose(stream);
+        errno = error;
+        return NULL;
+    }
+    return stream;
+}
+
+FILE *guard_impl_file_open(guard_scope *scope, const char *path, const char *mode, guard_ticket *ticket,
+                           const guard_place *place)
+{
+    file_held *held = guard_impl_file_hold(scope, path, place);
+    held->is.stream = mode == NULL || mode[0] == '\0' ? (errno = EINVAL, NULL) : stream_open(path, mode);
+    if (held->is.stream == NULL) {
+        guard_impl_file_fail(held, "open");
+    }
+    FILE *stream = held->is.stream;
+    guard_impl_file_register(scope, &stream_kind, held, ticket, place);
+    return stream;
+}
+
+static void stream_close_unregistered(void *stream)
+{
+    fclose(stream);
+}
+
+FILE *guard_impl_file_adopt(guard_scope *scope, FILE *stream, const char *name, guard_ticket *ticket,
+                            const guard_place *place)
+{
+    /* The stream is the scope's before anything can fail: until its object is made, a plain defer closes it. */
+    guard_ticket meanwhile = guard_impl_defer(scope, stream_close_unregistered, stream, place);
+    file_held *held = guard_impl_file_hold(scope, name, place);
+    held->is.stream = stream;
+    guard_dismiss(meanwhile);
+    guard_impl_file_register(scope, &stream_kind, held, ticket, place);
+    return stream;
+}
+
+/* 0 or errno. */
+static int stream_sync(FILE *stream)
+{
+    if (fflush(stream) != 0) {
+        return errno;
+    }
+    if (ferror(stream)) {
+        return EIO;
+    }
+    int failed;
+    do {
+        failed = fsync(fileno(stream));
+    } while (failed != 0 && errno == EINTR);
+    return failed == 0 ? 0 : errno;
+}
+
+void guard_impl_file_sync(FILE *stream, const guard_place *place)
+{
+    int error = stream_sync(stream);
+    if (error != 0) {
+        file_name name;
+        guard_impl_file_descriptor_name(&name, fileno(stream));
+        errno = error;
+        guard_impl_panic_os(place, "cannot bring %s to the disk", name.text);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------- descriptors -- */
+
+static void descriptor_release(void *object)
+{
+    file_held *held = object;
+    int error = guard_impl_file_close(held->is.descriptor);
+    if (error != 0) {
+        errno = error;
+        guard_impl_file_fail(held, "close");
+    }
+    guard_deallocate(held);
+}
+
+static void descriptor_child(void *object)
+{
+    file_held *held = object;
+    guard_impl_file_close(held->is.descriptor);
+    guard_deallocate(held);
+}
+
+static size_t descriptor_describe(const void *object, char *text, size_t size)
+{
+    const file_held *held = object;
+    return guard_impl_file_describe(&held->origin, "descriptor", held->path, text, size);
+}
+
+static const guard_kind descriptor_kind = {.name = "descriptor",
+                                           .release = descriptor_release,
+                                           .child = descriptor_child,
+                                           .describe = descriptor_describe,
+                                           .flags = GUARD_KIND_HEAP,
+                                           .dismiss = held_forget};
+
+int guard_impl_file_open_descriptor(guard_scope *scope, int directory, const char *path, int flags, mode_t mode,
+                                    guard_ticket *ticket, const guard_place *place)
+{
+    file_held *held = guard_impl_file_hold(scope, path, place);
+    int descriptor;
+    do {
+        descriptor = openat(directory, path, flags | O_CLOEXEC, mode);
+    } while (descriptor < 0 && errno == EINTR);
+    if (descriptor < 0) {
+        guard_impl_file_fail(held, "open");
+    }
+    held->is.descriptor = descriptor;
+    guard_impl_file_register(scope, &descriptor_kind, held, ticket, place);
+    return descriptor;
+}
+
+static void descriptor_close_unregistered(void *descriptor)
+{
+    close((int)(intptr_t)descriptor);
+}
+
+int guard_impl_file_adopt_descriptor(guard_scope *scope, int descriptor, const char *name, guard_ticket *ticket,
+                                     const guard_place *place)
+{
+    guard_ticket meanwhile = guard_impl_defer(scope, descriptor_close_unregistered, (void *)(intptr_t)descriptor,
+                                              place);
+    file_held *held = guard_impl_file_hold(scope, name, place);
+    held->is.descriptor = descriptor;
+    guard_dismiss(meanwhile);
+    guard_impl_file_register(scope, &descriptor_kind, held, ticket, place);
+    return descriptor;
+}
+
+size_t guard_impl_file_read(int descriptor, void *data, size_t size, const guard_place *place)
+{
+    size_t done = 0;
+    while (done < size) {
+        ssize_t got = read(descriptor, (char *)data + done, size - done);
+        if (got == 0) {
+            break;
+        }
+        if (got > 0) {
+            done += (size_t)got;
+        } else if (errno != EINTR) {
+            file_name name;
+            guard_impl_panic_os(place, "cannot read %s", guard_impl_file_descriptor_name(&name, descriptor));
+        }
+    }
+    return done;
+}
+
+void guard_impl_file_write(int descriptor, const void *data, size_t size, const guard_place *place)
+{
+    size_t done = 0;
+    while (done < size) {
+        ssize_t put = write(descriptor, (const char *)data + done, size - done);
+        if (put >= 0) {
+            done += (size_t)put;
+        } else if (errno != EINTR) {
+            file_name name;
+            guard_impl_panic_os(place, "cannot write %s", guard_impl_file_descriptor_name(&name, descriptor));
+        }
+    }
+}

@@ -1,0 +1,846 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Atomic replacement: the old content or the new, whatever fails, and whenever the writer is killed.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <guard/guard_file.h>
+
+#include "fault_memory.h"
+#include "file_faults.h"
+#include "suite.h"
+
+static guard_error error;
+
+#define ck_assert_has(text, part) \
+    ck_assert_msg(strstr((text), (part)) != NULL, "\"%s\" should contain \"%s\"", (text), (part))
+
+/* ------------------------------------------------------------------------------------------------ writing -- */
+
+typedef enum ending { COMMIT, ROLLBACK, LEAVE, PANIC } ending;
+
+typedef struct writing {
+    const char *path;
+    guard_file_replace_options options;
+    ending ending;
+    bool published;
+} writing;
+
+static void write_new(void *arg)
+{
+    writing *w = arg;
+    w->published = false;
+    GUARD_AUTO(s);
+    guard_file_replace *replace = guard_file_replace_begin(s, w->path, &w->options);
+    /* Tells the truth even where commit panics: it runs before the replacement is freed. */
+    GUARD_TRY(NULL)
+    {
+        fputs("new content", guard_file_replace_stream(replace));
+        switch (w->ending) {
+        case COMMIT:
+            guard_file_replace_commit(replace);
+            break;
+        case ROLLBACK:
+            guard_file_replace_rollback(replace);
+            guard_file_replace_rollback(replace); /* harmless */
+            break;
+        case LEAVE:
+            break;
+        case PANIC:
+            guard_panic(5, "before the commit");
+        }
+        w->published = guard_file_replace_published(replace);
+        return;
+    }
+    GUARD_CATCH
+    {
+        w->published = guard_file_replace_published(replace);
+    }
+    if (!w->published) {
+        guard_file_replace_rollback(replace); /* harmless */
+    }
+}
+
+/* The same without a border inside, for the error as the user sees it. */
+static void write_plainly(void *arg)
+{
+    writing *w = arg;
+    GUARD_AUTO(s);
+    guard_file_replace *replace = guard_file_replace_begin(s, w->path, &w->options);
+    fputs("new content", guard_file_replace_stream(replace));
+    if (w->ending == PANIC) {
+        guard_panic(5, "before the commit");
+    }
+    if (w->ending == COMMIT) {
+        guard_file_replace_commit(replace);
+    }
+}
+
+static int replace_file(const char *path, const guard_file_replace_options *options)
+{
+    writing w = {.path = path};
+    if (options != NULL) {
+        w.options = *options;
+    }
+    memset(&error, 0, sizeof error);
+    return guard_run(write_plainly, &w, &error);
+}
+
+static mode_t mode_of(const char *path)
+{
+    struct stat status;
+    ck_assert_int_eq(stat(path, &status), 0);
+    return status.st_mode & 07777;
+}
+
+/* With and without O_TMPFILE. */
+static void scratch_begin(int named)
+{
+    fault_memory_install();
+    scratch_enter();
+    umask(022);
+    if (named) {
+        faults_refuse("O_TMPFILE", EOPNOTSUPP);
+    }
+}
+
+static void watch_commit(void *arg)
+{
+    GUARD_AUTO(s);
+    guard_file_replace *replace = guard_file_replace_begin(s, arg, NULL);
+    fputs("new content", guard_file_replace_stream(replace));
+    fflush(guard_file_replace_stream(replace));
+    ck_assert_str_eq(file_get(arg), "old");
+    guard_file_replace_commit(replace);
+    ck_assert_str_eq(file_get(arg), "new content");
+    ck_assert_ptr_null(guard_file_replace_stream(replace));
+    ck_assert_int_eq(guard_file_replace_published(replace), 1);
+}
+
+START_TEST(before_commit_the_old_content_is_there_and_after_it_the_new)
+{
+    scratch_begin(_i);
+    int before = descriptors_open();
+    file_put("target", "old");
+    ck_assert_int_eq(guard_run(watch_commit, (void *)"target", &error), 0);
+    ck_assert_str_eq(file_get("target"), "new content");
+    ck_assert_str_eq(directory_list("."), "target");
+    ck_assert_int_eq(replace_file("made", NULL), 0);
+    ck_assert_str_eq(file_get("made"), "new content");
+    ck_assert_int_eq(descriptors_open(), before);
+}
+END_TEST
+
+START_TEST(without_a_commit_nothing_is_left_of_the_new_file)
+{
+    scratch_begin(_i);
+    int before = descriptors_open();
+    file_put("target", "old");
+    for (ending e = ROLLBACK; e <= PANIC; e++) {
+        writing w = {.path = "target", .ending = e};
+        ck_assert_int_eq(guard_run(write_plainly, &w, &error), e == PANIC ? 5 : 0);
+        ck_assert_int_eq(guard_run(write_new, &w, &error), 0);
+        ck_assert(!w.published);
+        ck_assert_str_eq(file_get("target"), "old");
+        ck_assert_str_eq(directory_list("."), "target");
+        ck_assert_int_eq(descriptors_open(), before);
+    }
+}
+END_TEST
+
+static void commit_twice(void *arg)
+{
+    GUARD_AUTO(s);
+    guard_file_replace *replace = guard_file_replace_begin(s, "target", NULL);
+    guard_file_replace_commit(replace);
+    if (arg != NULL) {
+        guard_file_replace_rollback(replace);
+    } else {
+        guard_file_replace_commit(replace);
+    }
+}
+
+static void commit_after_rollback(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    guard_file_replace *replace = guard_file_replace_begin(s, "target", NULL);
+    guard_file_replace_rollback(replace);
+    guard_file_replace_commit(replace);
+}
+
+static void begin_with_reserved(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    guard_file_replace_begin(s, "target", &(guard_file_replace_options){.reserved_int = 1});
+}
+
+START_TEST(a_second_end_and_reserved_words_are_misuse)
+{
+    scratch_begin(_i);
+    ck_assert_int_eq(guard_run(commit_twice, NULL, &error), GUARD_MISUSE_STATE);
+    ck_assert_int_eq(error.domain, GUARD_MISUSE);
+    ck_assert_has(error.message, "\"target\"");
+    ck_assert_int_eq(guard_run(commit_twice, &error, &error), GUARD_MISUSE_STATE);
+    ck_assert_str_eq(file_get("target"), "");
+    unlink("target");
+    ck_assert_int_eq(guard_run(commit_after_rollback, NULL, &error), GUARD_MISUSE_STATE);
+    ck_assert_str_eq(directory_list("."), "");
+    ck_assert_int_eq(guard_run(begin_with_reserved, NULL, &error), GUARD_MISUSE_ARGUMENT);
+    ck_assert_str_eq(directory_list("."), "");
+}
+END_TEST
+
+/* ------------------------------------------------------------------------------------------ rule for modes -- */
+
+START_TEST(a_new_file_gets_the_mode_that_the_umask_leaves)
+{
+    scratch_begin(_i);
+    umask(027);
+    ck_assert_int_eq(replace_file("target", NULL), 0);
+    ck_assert_int_eq(mode_of("target"), 0640);
+}
+END_TEST
+
+START_TEST(an_existing_files_mode_is_kept_unless_another_is_asked_for)
+{
+    scratch_begin(_i);
+    file_put("target", "old");
+    const mode_t modes[] = {0600, 0644, 0444, 0755, 0666, 06755, 0};
+    for (int i = 0; modes[i] != 0; i++) {
+        chmod("target", modes[i]);
+        ck_assert_int_eq(replace_file("target", NULL), 0);
+        ck_assert_int_eq(mode_of("target"), modes[i]);
+    }
+    umask(077);
+    ck_assert_int_eq(replace_file("target", &(guard_file_replace_options){.mode = 0664}), 0);
+    ck_assert_int_eq(mode_of("target"), 0664);
+    ck_assert_int_eq(replace_file("made", &(guard_file_replace_options){.mode = 0604}), 0);
+    ck_assert_int_eq(mode_of("made"), 0604);
+    ck_assert_int_eq(replace_file("made", &(guard_file_replace_options){.mode = 0100644}), GUARD_MISUSE_ARGUMENT);
+}
+END_TEST
+
+static void begin_then_change(void *arg)
+{
+    GUARD_AUTO(s);
+    guard_file_replace *replace = guard_file_replace_begin(s, "target", NULL);
+    ck_assert_int_eq(system(arg), 0);
+    guard_file_replace_commit(replace);
+}
+
+START_TEST(the_mode_is_that_of_the_file_at_the_moment_it_is_replaced)
+{
+    scratch_begin(_i);
+    file_put("target", "old");
+    ck_assert_int_eq(guard_run(begin_then_change, (void *)"chmod 600 target", &error), 0);
+    ck_assert_int_eq(mode_of("target"), 0600);
+    ck_assert_int_eq(guard_run(begin_then_change, (void *)"rm target", &error), 0);
+    ck_assert_int_eq(mode_of("target"), 0600);
+    unlink("target");
+    ck_assert_int_eq(guard_run(begin_then_change, (void *)"touch target; chmod 604 target", &error), 0);
+    ck_assert_int_eq(mode_of("target"), 0604);
+    unlink("target");
+    ck_assert_int_eq(guard_run(begin_then_change, (void *)"mkdir target", &error), EISDIR);
+    ck_assert_str_eq(directory_list("."), "target");
+}
+END_TEST
+
+START_TEST(owner_and_group_are_kept_where_that_is_allowed)
+{
+    if (geteuid() != 0) {
+        return; /* only root may give files away */
+    }
+    scratch_begin(_i);
+    file_put("target", "old");
+    ck_assert_int_eq(chown("target", 1234, 4321), 0);
+    chmod("target", 06775);
+    ck_assert_int_eq(replace_file("target", NULL), 0);
+    struct stat status;
+    stat("target", &status);
+    ck_assert_uint_eq(status.st_uid, 1234);
+    ck_assert_uint_eq(status.st_gid, 4321);
+    ck_assert_int_eq(status.st_mode & 07777, 06775);
+
+    /* As another user who may write the directory: not owner, not group, so no set-ID bits, and no more for the
+     * new group than for all. */
+    chmod(".", 0777);
+    pid_t child = fork();
+    if (child == 0) {
+        _exit(setgid(555) != 0 || setuid(555) != 0 || replace_file("target", NULL) != 0);
+    }
+    int result;
+    ck_assert_int_eq(waitpid(child, &result, 0), child);
+    ck_assert_int_eq(result, 0);
+    stat("target", &status);
+    ck_assert_uint_eq(status.st_uid, 555);
+    ck_assert_uint_eq(status.st_gid, 555);
+    ck_assert_int_eq(status.st_mode & 07777, 0755);
+    ck_assert_str_eq(file_get("target"), "new content");
+}
+END_TEST
+
+/* ------------------------------------------------------------------------------------------ rule for links -- */
+
+START_TEST(a_symbolic_link_is_followed_and_the_file_at_its_end_replaced)
+{
+    scratch_begin(_i);
+    mkdir("a", 0755);
+    mkdir("b", 0755);
+    file_put("b/file", "old");
+    ck_assert_int_eq(symlink("../b/middle", "a/link"), 0);
+    ck_assert_int_eq(symlink("file", "b/middle"), 0);
+    ck_assert_int_eq(replace_file("a/link", NULL), 0);
+    ck_assert_str_eq(file_get("b/file"), "new content");
+    ck_assert_str_eq(directory_list("a"), "link");
+    ck_assert_str_eq(directory_list("b"), "file middle");
+    struct stat status;
+    lstat("a/link", &status);
+    ck_assert(S_ISLNK(status.st_mode));
+    lstat("b/middle", &status);
+    ck_assert(S_ISLNK(status.st_mode));
+    /* One that dangles is where the file is made, as open(2) does. */
+    unlink("b/file");
+    ck_assert_int_eq(replace_file("a/link", NULL), 0);
+    ck_assert_str_eq(file_get("b/file"), "new content");
+}
+END_TEST
+
+START_TEST(a_symbolic_link_is_refused_where_that_is_asked_for)
+{
+    scratch_begin(_i);
+    file_put("file", "old");
+    ck_assert_int_eq(symlink("file", "link"), 0);
+    const guard_file_replace_options refuse = {.refuse_link = 1};
+    ck_assert_int_eq(replace_file("link", &refuse), ELOOP);
+    ck_assert_has(error.message, "cannot replace \"link\"");
+    ck_assert_str_eq(file_get("file"), "old");
+    ck_assert_int_eq(replace_file("file", &refuse), 0);
+    ck_assert_int_eq(symlink("loop", "loop"), 0);
+    ck_assert_int_eq(replace_file("loop", NULL), ELOOP);
+    ck_assert_str_eq(directory_list("."), "file link loop");
+}
+END_TEST
+
+START_TEST(what_is_no_regular_file_is_refused_by_name)
+{
+    scratch_begin(_i);
+    mkdir("directory", 0755);
+    mkfifo("pipe", 0644);
+    const struct {
+        const char *path;
+        int code;
+    } refused[] = {{"directory", EISDIR}, {"directory/", EISDIR},
+                   {".", EISDIR},         {"directory/..", EISDIR},
+                   {"pipe", EINVAL},      {"/dev/null", EINVAL},
+                   {"no/such", ENOENT},   {"pipe/x", ENOTDIR},
+                   {"", ENOENT},          {NULL, 0}};
+    for (int i = 0; refused[i].path != NULL; i++) {
+        ck_assert_msg(replace_file(refused[i].path, NULL) == refused[i].code, "%s: %s", refused[i].path, error.message);
+        char quoted[64];
+        snprintf(quoted, sizeof quoted, "\"%s\"", refused[i].path);
+        ck_assert_has(error.message, quoted);
+    }
+    char name[300];
+    memset(name, 'n', sizeof name);
+    name[255] = '\0'; /* the longest there is */
+    ck_assert_int_eq(replace_file(name, NULL), 0);
+    ck_assert_str_eq(file_get(name), "new content");
+    unlink(name);
+    name[255] = 'n';
+    name[256] = '\0';
+    ck_assert_int_eq(replace_file(name, NULL), ENAMETOOLONG);
+    ck_assert_str_eq(directory_list("."), "directory pipe");
+}
+END_TEST
+
+/* ----------------------------------------------------------------------------------------------- exclusive -- */
+
+START_TEST(an_exclusive_one_never_replaces_a_file)
+{
+    scratch_begin(_i);
+    const guard_file_replace_options exclusive = {.exclusive = 1};
+    ck_assert_int_eq(replace_file("target", &exclusive), 0);
+    ck_assert_int_eq(replace_file("target", &exclusive), EEXIST);
+    unlink("target");
+    ck_assert_int_eq(replace_file("target", &exclusive), 0);
+    ck_assert_str_eq(directory_list("."), "target");
+    unlink("target");
+    /* A file system that does not know RENAME_NOREPLACE. */
+    faults_refuse("renameat2", EINVAL);
+    ck_assert_int_eq(replace_file("target", &exclusive), 0);
+    ck_assert_str_eq(file_get("target"), "new content");
+    ck_assert_str_eq(directory_list("."), "target");
+}
+END_TEST
+
+static void begin_exclusive_then_lose(void *arg)
+{
+    GUARD_AUTO(s);
+    guard_file_replace *replace = guard_file_replace_begin(s, "target", &(guard_file_replace_options){.exclusive = 1});
+    file_put("target", "another's");
+    /* Also where the look just before the rename did not see it. */
+    if (arg != NULL) {
+        faults_refuse("fstatat", ENOENT);
+    }
+    guard_file_replace_commit(replace);
+}
+
+START_TEST(an_exclusive_one_notices_a_file_made_meanwhile)
+{
+    scratch_begin(_i);
+    ck_assert_int_eq(guard_run(begin_exclusive_then_lose, NULL, &error), EEXIST);
+    ck_assert_str_eq(file_get("target"), "another's");
+    unlink("target");
+    ck_assert_int_eq(guard_run(begin_exclusive_then_lose, &error, &error), EEXIST);
+    ck_assert_str_eq(file_get("target"), "another's");
+    ck_assert_str_eq(directory_list("."), "target");
+}
+END_TEST
+
+/* --------------------------------------------------------------------------------------------- directories -- */
+
+static void begin_then_move(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    guard_file_replace *replace = guard_file_replace_begin(s, "before/target", NULL);
+    fputs("new content", guard_file_replace_stream(replace));
+    ck_assert_int_eq(rename("before", "after"), 0);
+    mkdir("before", 0755);
+    file_put("before/target", "unrelated");
+    guard_file_replace_commit(replace);
+}
+
+START_TEST(the_directory_may_be_renamed_meanwhile)
+{
+    scratch_begin(_i);
+    mkdir("before", 0755);
+    ck_assert_int_eq(guard_run(begin_then_move, NULL, &error), 0);
+    ck_assert_str_eq(file_get("after/target"), "new content");
+    ck_assert_str_eq(file_get("before/target"), "unrelated");
+    ck_assert_str_eq(directory_list("after"), "target");
+    ck_assert_str_eq(directory_list("before"), "target");
+}
+END_TEST
+
+/* A user that is not root, to whom permissions mean something; exits with what the check says. */
+static void as_nobody(void (*check)(void))
+{
+    pid_t child = fork();
+    if (child == 0) {
+        if (geteuid() == 0 && (setgid(65534) != 0 || setuid(65534) != 0)) {
+            _exit(2);
+        }
+        check();
+        _exit(0);
+    }
+    int status;
+    ck_assert_int_eq(waitpid(child, &status, 0), child);
+    ck_assert_msg(status == 0, "status %d", status);
+}
+
+static void write_in_readonly(void)
+{
+    int code = replace_file("readonly/target", NULL);
+    _exit(code == EACCES && error.domain == GUARD_OS && strstr(error.message, "readonly/target") != NULL ? 0 : 3);
+}
+
+static void write_in_unlistable(void)
+{
+    /* No fsync without O_RDONLY: the file system is synced instead. */
+    if (replace_file("unlistable/target", NULL) != 0) {
+        _exit(4);
+    }
+    faults_refuse("syncfs", EIO);
+    int code = replace_file("unlistable/target", NULL);
+    _exit(code == EIO && strstr(error.message, "published") != NULL ? 0 : 5);
+}
+
+START_TEST(a_directory_that_may_not_be_written_is_noticed_at_the_beginning)
+{
+    scratch_begin(_i);
+    chmod(".", 0755);
+    mkdir("readonly", 0755);
+    chmod("readonly", 0555);
+    as_nobody(write_in_readonly);
+    ck_assert_str_eq(directory_list("readonly"), "");
+    chmod("readonly", 0755);
+}
+END_TEST
+
+START_TEST(a_directory_that_may_not_be_listed_is_good_enough)
+{
+    scratch_begin(_i);
+    chmod(".", 0755);
+    mkdir("unlistable", 0777);
+    chmod("unlistable", 0333);
+    as_nobody(write_in_unlistable);
+    chmod("unlistable", 0777);
+    ck_assert_str_eq(file_get("unlistable/target"), "new content");
+    ck_assert_str_eq(directory_list("unlistable"), "target");
+}
+END_TEST
+
+/* -------------------------------------------------------------------------------------------------- faults -- */
+
+/* What holds after any single fault. Returns what the write told. */
+static bool ck_assert_one_or_the_other(const writing *w, int code, const char *when)
+{
+    const char *content = file_get("target"), *old = w->options.exclusive ? "(none)" : "old";
+    ck_assert_msg(strcmp(content, w->published ? "new content" : old) == 0, "%s: told %s, found %s", when,
+                  w->published ? "published" : "not published", content);
+    ck_assert_msg(code == 0, "%s: the rollback after it failed, too: %s", when, error.message);
+    return w->published;
+}
+
+static void try_every_fault(writing *w, int fault)
+{
+    bool published = false;
+    int before = descriptors_open(), n = 1, told = 0;
+    for (;; n++) {
+        unlink("target");
+        if (!w->options.exclusive) {
+            file_put("target", "old");
+        }
+        faults_arm(n, fault);
+        int code = guard_run(write_new, w, &error);
+        faults_disarm();
+        bool struck = faults_struck();
+        char when[64];
+        snprintf(when, sizeof when, "call %d, %s", n, faults_where());
+        if (code == fault && !w->published) { /* begin itself */
+            code = 0;
+        }
+        published = ck_assert_one_or_the_other(w, code, when);
+        told += !published;
+        const char *left = directory_list(".");
+        /* Only a failing unlink leaves the file, and is told. */
+        if (strcmp(faults_where(), "unlinkat") != 0) {
+            ck_assert_msg(strcmp(left, "target") == 0 || (!published && left[0] == '\0'), "%s: left %s", when, left);
+        }
+        ck_assert_msg(descriptors_open() == before, "%s: leaks a descriptor", when);
+        if (!struck) {
+            break;
+        }
+    }
+    ck_assert_msg(published, "without a fault nothing was published: %s", error.message);
+    ck_assert_msg(n > 8 && told > 4, "only %d calls were tried, %d failed", n, told);
+}
+
+START_TEST(whatever_call_fails_it_is_the_old_content_or_the_new_as_told)
+{
+    scratch_begin(_i);
+    const int faults[] = {EIO, ENOSPC, EACCES, EROFS, EDQUOT, ENOMEM, 0};
+    for (int i = 0; faults[i] != 0; i++) {
+        try_every_fault(&(writing){.path = "target"}, faults[i]);
+        try_every_fault(&(writing){.path = "target", .options = {.exclusive = 1}}, faults[i]);
+    }
+}
+END_TEST
+
+START_TEST(an_interrupted_call_is_made_again)
+{
+    scratch_begin(_i);
+    const char *const restarted[] = {"openat", "fsync", "close"};
+    int seen = 0;
+    for (int n = 1;; n++) {
+        writing w = {.path = "target"};
+        faults_arm(n, EINTR);
+        int code = guard_run(write_new, &w, &error);
+        faults_disarm();
+        if (!faults_struck()) {
+            break;
+        }
+        for (int i = 0; i < 3; i++) {
+            if (strcmp(faults_where(), restarted[i]) == 0) {
+                ck_assert_msg(code == 0 && w.published, "call %d, %s: %s", n, restarted[i], error.message);
+                seen++;
+            }
+        }
+    }
+    ck_assert_int_gt(seen, 2);
+}
+END_TEST
+
+START_TEST(a_rename_whose_answer_is_lost_is_told_as_it_is)
+{
+    scratch_begin(_i);
+    file_put("target", "old");
+    faults_lose("renameat", EIO);
+    ck_assert_int_eq(replace_file("target", NULL), 0);
+    ck_assert_str_eq(file_get("target"), "new content");
+    ck_assert_str_eq(directory_list("."), "target");
+    unlink("target");
+    faults_lose("renameat2", EIO);
+    ck_assert_int_eq(replace_file("target", &(guard_file_replace_options){.exclusive = 1}), 0);
+    ck_assert_str_eq(directory_list("."), "target");
+    faults_lose("linkat", EIO);
+    replace_file("target", NULL);
+    ck_assert_str_eq(directory_list("."), "target");
+}
+END_TEST
+
+static void write_much(void *path)
+{
+    char block[1024];
+    memset(block, 'x', sizeof block);
+    GUARD_AUTO(s);
+    guard_file_replace *replace = guard_file_replace_begin(s, path, NULL);
+    FILE *stream = guard_file_replace_stream(replace);
+    for (int i = 0; i < 1024; i++) {
+        fwrite(block, 1, sizeof block, stream);
+    }
+    clearerr(stream); /* the commit must not rely on it where data is still to be written */
+    fputs("end", stream);
+    guard_file_replace_commit(replace);
+}
+
+static void write_much_carelessly(void *path)
+{
+    char block[1024];
+    memset(block, 'x', sizeof block);
+    GUARD_AUTO(s);
+    guard_file_replace *replace = guard_file_replace_begin(s, path, NULL);
+    for (int i = 0; i < 1024; i++) {
+        fwrite(block, 1, sizeof block, guard_file_replace_stream(replace));
+    }
+    guard_file_replace_commit(replace);
+}
+
+START_TEST(a_full_disk_leaves_the_old_content_and_is_told)
+{
+    scratch_begin(_i);
+    mkdir("small", 0755);
+    if (mount("tmpfs", "small", "tmpfs", 0, "size=64k") != 0) {
+        return; /* the next test has a limit that everybody may set */
+    }
+    file_put("small/target", "old");
+    int code = guard_run(write_much, (void *)"small/target", &error);
+    int careless = guard_run(write_much_carelessly, (void *)"small/target", NULL);
+    const char *content = strdup(file_get("small/target"));
+    const char *left = directory_list("small");
+    bool as_before = strcmp(content, "old") == 0 && strcmp(left, "target") == 0;
+    umount("small");
+    free((char *)content);
+    ck_assert(as_before);
+    ck_assert_int_eq(code, ENOSPC);
+    ck_assert_has(error.message, "\"small/target\"");
+    ck_assert_int_eq(careless, ENOSPC);
+}
+END_TEST
+
+START_TEST(a_file_size_limit_leaves_the_old_content_and_is_told)
+{
+    scratch_begin(_i);
+    struct rlimit limit;
+    getrlimit(RLIMIT_FSIZE, &limit);
+    signal(SIGXFSZ, SIG_IGN);
+    file_put("target", "old");
+    setrlimit(RLIMIT_FSIZE, &(struct rlimit){10000, limit.rlim_max});
+    int code = guard_run(write_much_carelessly, (void *)"target", &error);
+    setrlimit(RLIMIT_FSIZE, &limit);
+    ck_assert_msg(code == EFBIG, "%s", error.message);
+    ck_assert_str_eq(file_get("target"), "old");
+    ck_assert_str_eq(directory_list("."), "target");
+}
+END_TEST
+
+static void hold_a_panic(void *arg)
+{
+    (void)arg;
+    guard_panic(6, "a cleanup failed");
+}
+
+static void commit_after_failed_cleanup(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    guard_file_replace *replace = guard_file_replace_begin(s, "target", NULL);
+    GUARD_SCOPE (inner) {
+        guard_defer(inner, hold_a_panic, NULL);
+    }
+    guard_file_replace_commit(replace);
+}
+
+START_TEST(nothing_is_published_after_a_cleanup_that_failed)
+{
+    scratch_begin(_i);
+    file_put("target", "old");
+    ck_assert_int_eq(guard_run(commit_after_failed_cleanup, NULL, &error), 6);
+    ck_assert_str_eq(file_get("target"), "old");
+    ck_assert_str_eq(directory_list("."), "target");
+}
+END_TEST
+
+/* --------------------------------------------------------------------------------------------------- kills -- */
+
+static bool is_leftover(const char *name)
+{
+    size_t length = strlen(name);
+    return strncmp(name, ".target.", 8) == 0 && length > 10 && strcmp(name + length - 10, ".guard-tmp") == 0;
+}
+
+/* Removes what a killed writer may have left, and nothing else; how many there were. */
+static int leftovers_remove(void)
+{
+    int count = 0;
+    char *names = strdup(directory_list("."));
+    for (char *name = strtok(names, " "); name != NULL; name = strtok(NULL, " ")) {
+        if (strcmp(name, "target") != 0) {
+            ck_assert_msg(is_leftover(name), "left %s", name);
+            unlink(name);
+            count++;
+        }
+    }
+    free(names);
+    return count;
+}
+
+START_TEST(a_writer_killed_at_any_call_leaves_the_old_content_or_the_new)
+{
+    scratch_begin(_i);
+    int old = 0, new = 0, left = 0;
+    for (int n = 1;; n++) {
+        file_put("target", "old");
+        pid_t child = fork();
+        if (child == 0) {
+            writing w = {.path = "target"};
+            faults_arm(n, FAULT_KILL);
+            int code = guard_run(write_new, &w, NULL);
+            _exit(code == 0 && w.published ? 0 : 1);
+        }
+        int status;
+        ck_assert_int_eq(waitpid(child, &status, 0), child);
+        const char *content = file_get("target");
+        bool is_old = strcmp(content, "old") == 0, is_new = strcmp(content, "new content") == 0;
+        ck_assert_msg(is_old || is_new, "killed at call %d: %s", n, content);
+        old += is_old;
+        new += is_new;
+        left += leftovers_remove();
+        if (WIFEXITED(status)) {
+            ck_assert_int_eq(status, 0);
+            ck_assert(is_new);
+            break;
+        }
+        ck_assert_int_eq(WTERMSIG(status), SIGKILL);
+    }
+    ck_assert_msg(old > 4 && new > 1, "%d old, %d new", old, new);
+    /* With O_TMPFILE only the kills between link and rename leave something. */
+    ck_assert_msg(_i ? left > 2 : left <= 2, "%d left", left);
+}
+END_TEST
+
+enum { CONTENT = 200000 };
+
+static void write_letter(void *arg)
+{
+    char letter = *(const char *)arg;
+    GUARD_AUTO(s);
+    guard_file_replace *replace = guard_file_replace_begin(s, "target", NULL);
+    for (int i = 0; i < CONTENT; i++) {
+        putc_unlocked(letter, guard_file_replace_stream(replace));
+    }
+    guard_file_replace_commit(replace);
+}
+
+/* Reads the file whole; it must be CONTENT times one letter. */
+static void ck_assert_whole(void)
+{
+    static char content[CONTENT + 10];
+    int descriptor = open("target", O_RDONLY);
+    ck_assert_msg(descriptor >= 0, "the name was without a file: %s", strerror(errno));
+    ssize_t size = read(descriptor, content, sizeof content);
+    close(descriptor);
+    ck_assert_int_eq(size, CONTENT);
+    for (ssize_t i = 1; i < size; i++) {
+        ck_assert_msg(content[i] == content[0], "a mixture at byte %zd", i);
+    }
+}
+
+START_TEST(a_reader_never_sees_a_mixture_while_writers_are_killed)
+{
+    scratch_begin(_i);
+    ck_assert_int_eq(guard_run(write_letter, (void *)"a", &error), 0);
+    for (unsigned round = 0; round < 20; round++) {
+        pid_t child = fork();
+        if (child == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL); /* it writes for ever */
+            for (char letter = 'a';; letter = letter == 'z' ? 'a' : (char)(letter + 1)) {
+                if (guard_run(write_letter, &letter, NULL) != 0) {
+                    _exit(1);
+                }
+            }
+        }
+        struct timespec end, now;
+        clock_gettime(CLOCK_MONOTONIC, &end);
+        end.tv_nsec += (long)(1 + round * 7919 % 30) * 1000000; /* 1 to 30 ms, spread */
+        if (end.tv_nsec >= 1000000000) {
+            end.tv_sec++;
+            end.tv_nsec -= 1000000000;
+        }
+        do {
+            ck_assert_whole();
+            clock_gettime(CLOCK_MONOTONIC, &now);
+        } while (now.tv_sec < end.tv_sec || (now.tv_sec == end.tv_sec && now.tv_nsec < end.tv_nsec));
+        kill(child, SIGKILL);
+        int status;
+        ck_assert_int_eq(waitpid(child, &status, 0), child);
+        ck_assert_msg(WIFSIGNALED(status), "the writer failed");
+        ck_assert_whole();
+        leftovers_remove();
+    }
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("file_replace");
+    TCase *replacing = tcase_create("replacement");
+    tcase_set_timeout(replacing, SUITE_SECONDS);
+    /* 0: the new file has no name until it is published; 1: the file system has no such files. */
+#define ADD(test) tcase_add_loop_test(replacing, test, 0, 2)
+    ADD(before_commit_the_old_content_is_there_and_after_it_the_new);
+    ADD(without_a_commit_nothing_is_left_of_the_new_file);
+    ADD(a_second_end_and_reserved_words_are_misuse);
+    ADD(a_new_file_gets_the_mode_that_the_umask_leaves);
+    ADD(an_existing_files_mode_is_kept_unless_another_is_asked_for);
+    ADD(the_mode_is_that_of_the_file_at_the_moment_it_is_replaced);
+    ADD(owner_and_group_are_kept_where_that_is_allowed);
+    ADD(a_symbolic_link_is_followed_and_the_file_at_its_end_replaced);
+    ADD(a_symbolic_link_is_refused_where_that_is_asked_for);
+    ADD(what_is_no_regular_file_is_refused_by_name);
+    ADD(an_exclusive_one_never_replaces_a_file);
+    ADD(an_exclusive_one_notices_a_file_made_meanwhile);
+    ADD(the_directory_may_be_renamed_meanwhile);
+    ADD(a_directory_that_may_not_be_written_is_noticed_at_the_beginning);
+    ADD(a_directory_that_may_not_be_listed_is_good_enough);
+    ADD(whatever_call_fails_it_is_the_old_content_or_the_new_as_told);
+    ADD(an_interrupted_call_is_made_again);
+    ADD(a_rename_whose_answer_is_lost_is_told_as_it_is);
+    ADD(a_full_disk_leaves_the_old_content_and_is_told);
+    ADD(a_file_size_limit_leaves_the_old_content_and_is_told);
+    ADD(nothing_is_published_after_a_cleanup_that_failed);
+    ADD(a_writer_killed_at_any_call_leaves_the_old_content_or_the_new);
+    ADD(a_reader_never_sees_a_mixture_while_writers_are_killed);
+    suite_add_tcase(suite, replacing);
+
+    SRunner *runner = srunner_create(suite);
+    srunner_set_fork_status(runner, CK_FORK);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed != 0;
+}
