@@ -2,19 +2,22 @@
 /*
  * panic.c: a running panic.
  *
- *   guard_raise --> supersede: what becomes of an older panic that this one would cross
- *       |              it runs a kind's release: this one is attached to it, and the older one goes on
- *       |              otherwise: this one replaces it and keeps it as a cause
- *       v
- *   unwind: run the records of the scopes up to the target, on top of the live stack; a recovering defer may end it
+ *   guard_raise --> target: what it must not jump over, the innermost automatic close or border
  *       |
+ *       v
+ *   unwind: run the records of the scopes up to the target, on top of the live stack; a recovering defer may end the panic
+ *       |
+ *       |   meet: on its way it comes to the scope whose deferred function raised it, where an older panic is running
+ *       |       it was recovered before that      --> the deferred function is cut short, and the older one goes on
+ *       |       the older one runs a kind         --> this one is attached to it, and the older one goes on
+ *       |       otherwise                         --> this one replaces it and keeps it as a cause
  *       v
  *   land: the target is a border   --> its error is filled in, longjmp
  *         a LEAVING scope          --> the panic is held, guard_leave_resume
  *         nothing (no border)      --> report, abort
  *
- * Invariants: the error of a running panic lies in a frame that is live until the jump. stack->panic is the innermost running panic; each
- * has a target of its own (or it would have superseded the other). Nothing here allocates.
+ * Invariants: the error of a running panic lies in a frame that is live until the jump. stack->panic is the innermost running panic that
+ * is not recovered; the scopes that its deferred function opened lie inside panic->scope. Nothing here allocates.
  */
 #include <errno.h>
 
@@ -43,33 +46,13 @@ static void panic_complete(guard_recovery *panic)
     }
 }
 
-/* Returns the panic that goes on: *panic, or the older one it was attached to. */
-static guard_recovery *panic_supersede(guard_stack *stack, guard_recovery *panic)
-{
-    guard_recovery *older = panic->prev;
-    if (older == NULL || older->target != panic->target) {
-        return panic;
-    }
-    panic_complete(panic);
-    panic_complete(older);
-    if (older->in_kind && !older->recovered) {
-        guard_error_attach(older->error, panic->error, GUARD_ATTACHED);
-        older->in_kind = false;
-        stack->panic = older;
-        return older;
-    }
-    guard_error_attach(panic->error, older->error, older->recovered ? GUARD_RECOVERED : GUARD_REPLACED);
-    panic->prev = older->prev;
-    return panic_supersede(stack, panic);
-}
-
-/* A panic that was held back by a close inside a deferred function failed after this one. */
-static void panic_take_held(guard_stack *stack, guard_recovery *panic)
+/* What an automatic close inside a deferred function held back failed after the panic that runs the function. */
+static void panic_take_held(guard_stack *stack, guard_recovery *panic, guard_relation relation)
 {
     if (stack->held == HELD_WAITING) {
-        guard_error later;
-        guard_unhold(stack, &later);
-        guard_error_attach(panic->error, &later, GUARD_ATTACHED);
+        guard_error held;
+        guard_unhold(stack, &held);
+        guard_error_attach(panic->error, &held, relation);
     }
 }
 
@@ -81,19 +64,21 @@ static const guard_scope *panic_end(const guard_recovery *panic)
     return panic->target == panic->border ? panic->border->scope : panic->target;
 }
 
-static void panic_unwind(guard_stack *stack, guard_recovery *panic)
+/* Runs the records of the scopes inside `end` in the name of the panic, and once it is recovered, in nobody's. */
+static void panic_run(guard_stack *stack, guard_recovery *panic, const guard_scope *end)
 {
-    const guard_scope *end = panic_end(panic);
     while (stack->hot.top != end) {
         guard_scope *scope = stack->hot.top;
         uint32_t count = 0;
         panic->scope = scope;
+        scope->flags |= SCOPE_CLOSING;
         for (; scope->head != NULL; count++) {
             guard_record_run(stack, scope, panic->recovered ? NULL : panic, true);
             if (panic->recovered) {
                 stack->panic = panic->prev;
+                guard_raise_held(); /* a new panic, from here on */
             } else {
-                panic_take_held(stack, panic);
+                panic_take_held(stack, panic, GUARD_ATTACHED);
             }
         }
         guard_scope_end(stack, scope);
@@ -101,28 +86,66 @@ static void panic_unwind(guard_stack *stack, guard_recovery *panic)
     }
 }
 
+/* Recovered and raised again as it was: it is no cause of itself, or each level would double its chain. */
+static bool panic_is_repeated(const guard_recovery *panic, const guard_recovery *older)
+{
+    const guard_error *a = panic->error;
+    const guard_error *b = older->error;
+    return older->recovered && a->domain == b->domain && a->code == b->code && a->line == b->line &&
+           strcmp(a->file, b->file) == 0 && strcmp(a->message, b->message) == 0;
+}
+
+/* A panic arrives at the scope whose deferred function raised it, which an older one runs. Returns the one that goes on. */
+static guard_recovery *panic_meet(guard_stack *stack, guard_recovery *panic, guard_recovery *older)
+{
+    if (!panic->recovered) {
+        panic_complete(panic);
+        panic_complete(older);
+        if (older->recovered || !older->in_kind) {
+            if (!panic_is_repeated(panic, older)) {
+                guard_error_attach(panic->error, older->error, older->recovered ? GUARD_RECOVERED : GUARD_REPLACED);
+            }
+            panic->prev = older->prev;
+            return panic;
+        }
+        guard_error_attach(older->error, panic->error, GUARD_ATTACHED);
+    }
+    older->in_kind = false;
+    older->recovering = false;
+    stack->panic = older->recovered ? older->prev : older;
+    return older;
+}
+
+/* Returns the panic that arrives at the target. */
+static guard_recovery *panic_unwind(guard_stack *stack, guard_recovery *panic)
+{
+    for (;;) {
+        guard_recovery *older = panic->prev;
+        if (older == NULL || older->target != panic->target) {
+            panic_run(stack, panic, panic_end(panic));
+            return panic;
+        }
+        panic_run(stack, panic, older->scope);
+        panic = panic_meet(stack, panic, older);
+    }
+}
+
 GUARD_NORETURN static void panic_land_border(guard_stack *stack, guard_recovery *panic)
 {
     guard_impl_border *border = panic->border;
-    guard_error later;
-    const guard_error *error = panic->recovered ? NULL : panic->error;
-    if (stack->held == HELD_WAITING) {
-        guard_unhold(stack, &later);
-        error = &later; /* only a recovered panic leaves one waiting */
-    }
     stack->border = border->outer;
     stack->panic = border->panic;
-    if (error != NULL) {
-        border->code = error->code;
+    if (panic->recovered) {
+        border->code = 0;
+        border->state = GUARD_IMPL_RECOVERED;
+    } else {
+        border->code = panic->error->code;
         border->state = GUARD_IMPL_CAUGHT;
         if (border->out != NULL) {
             panic_complete(panic);
-            guard_error_copy(border->out, error);
+            guard_error_copy(border->out, panic->error);
         }
-        errno = error->os_error;
-    } else {
-        border->code = 0;
-        border->state = GUARD_IMPL_RECOVERED;
+        errno = panic->error->os_error;
     }
     guard_before_jump();
     longjmp(border->env, border->state);
@@ -132,12 +155,11 @@ GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error, const gu
 {
     guard_recovery here = {.prev = stack->panic, .error = error, .place = place, .border = stack->border};
     guard_recovery *panic = &here;
-    panic_take_held(stack, panic);
+    panic_take_held(stack, panic, GUARD_REPLACED);
     for (;;) {
         panic->target = panic_target(stack);
-        panic = panic_supersede(stack, panic);
-        stack->panic = panic;
-        panic_unwind(stack, panic);
+        stack->panic = panic->recovered ? panic->prev : panic;
+        panic = panic_unwind(stack, panic);
         if (panic->target == NULL) {
             panic_complete(panic);
             guard_report_uncaught(panic->error);
@@ -268,7 +290,7 @@ const guard_error *guard_panicking(void)
     if (panic == NULL || panic->recovered || stack->border != panic->border) {
         return NULL;
     }
-    for (const guard_scope *scope = stack->hot.top; scope != panic->scope; scope = scope->outer) {
+    for (const guard_scope *scope = stack->hot.top; scope != NULL && scope != panic->scope; scope = scope->outer) {
         if (scope->flags & (SCOPE_LEAVING | SCOPE_CLOSING)) {
             return NULL; /* a scope of the deferred function, which ends normally */
         }

@@ -67,11 +67,8 @@ static __attribute__((noinline)) void border_pass(guard_impl_border *border)
     stack->border = border->outer;
     stack->panic = border->panic;
     border->state = GUARD_IMPL_UNLINKED;
-    if (stack->border == NULL && stack->held == HELD_WAITING) {
-        /* Nobody is left to raise it to. */
-        guard_error error;
-        guard_unhold(stack, &error);
-        guard_report_uncaught(&error);
+    if (stack->border == NULL) {
+        guard_raise_held(); /* nobody is left who could return it: it is uncaught here */
     }
 }
 
