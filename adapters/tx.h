@@ -251,8 +251,9 @@ typedef struct guard_tx_driver {
     int (*begin)(void *connection, const void *options, guard_error *error);
 
     /*
-     * Commits, within the driver's own deadlines, resolution included; it asks the database first whether there is still a
-     * transaction. Returns the outcome, which must be true:
+     * Commits, within the driver's own deadlines, resolution included. It asks the database first: where there is no
+     * transaction any more, or the connection is dead, it sends nothing and only tells how the transaction ended; it is
+     * also called for that alone, when status says IDLE or LOST. Returns the outcome, which must be true:
      *   COMMITTED, PREPARED   acknowledged
      *   ROLLED_BACK           proved; result->error says why (the first swallowed error, where that was the reason)
      *   IN_DOUBT              result->error says why, result->token names it for a later resolve
@@ -262,10 +263,9 @@ typedef struct guard_tx_driver {
     guard_outcome (*commit)(void *connection, guard_result *result);
 
     /*
-     * Rolls back within the driver's deadline, whatever is in flight. Sends nothing where the database has no
-     * transaction any more. Returns ROLLED_BACK when that is certain (also because the connection was cut so that the server does
-     * it), COMMITTED when it finds that someone committed it with SQL of their own (GUARD_NOTE_ENDED_ELSEWHERE), IN_DOUBT
-     * when it cannot know. An error (has_error) beside any of these means that the connection is not to be used again: it is poisoned.
+     * Rolls back within the driver's deadline, whatever is in flight. Returns ROLLED_BACK when that is certain (also because the
+     * connection was cut so that the server does it), IN_DOUBT when it is not. An error (has_error) beside it means
+     * that the connection is not to be used again: it is poisoned.
      */
     guard_outcome (*rollback)(void *connection, guard_result *result);
 
@@ -296,7 +296,8 @@ typedef struct guard_tx_session {
     int in_foreign;  /* 1: the tree is a savepoint of the caller's own transaction */
     uint32_t spares;
     const void *thread; /* of the tree */
-    void *reserved[3];  /* NULL */
+    guard_tx *handles;  /* all whose scopes are open */
+    void *reserved[2];  /* NULL */
     guard_error poison; /* code 0: healthy */
 } guard_tx_session;
 
@@ -318,9 +319,9 @@ GUARD_API guard_tx *guard_tx_begin(guard_scope *scope, guard_tx_session *session
                                    const void *driver_options, const guard_place *place);
 
 /*
- * The adapter's border form, reruns included. `result` may be NULL. Where the session has an open transaction, or the caller has,
- * it is guard_tx_nested: RELEASED instead of COMMITTED, no reruns, and it panics where that does; else only for
- * misuse. Returns result->outcome. A begin that failed is ROLLED_BACK, with the error.
+ * The adapter's border form, reruns included. `result` may be NULL. Where the session has an open transaction it is
+ * guard_tx_nested, and panics where that does. Inside a transaction of the caller's own it is a savepoint: RELEASED instead of
+ * COMMITTED, no reruns. Else it panics only for misuse. Returns result->outcome. A begin that failed is ROLLED_BACK, with the error.
  */
 GUARD_API guard_outcome guard_tx_transact(guard_tx_session *session, guard_tx_fn *fn, void *arg,
                                           const guard_tx_options *options, const void *driver_options,

@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The handles of transactions: where they live, what they know of each other, and the checks that every call begins with.
+ *
+ * A handle is in session->handles from the first until its scope's record has run (and, in a border form, its result was
+ * read); then in session->spare, or freed. A handle whose connection was closed first has no session and is freed.
+ */
+#include "tx_internal.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define SPARES_MAX 4 /* a connection seldom nests deeper; each is about 3 KiB */
+
+/* Its address tells threads apart. */
+static __thread char this_thread __attribute__((tls_model("initial-exec")));
+
+static size_t describe_handle(const void *object, char *text, size_t size);
+
+/* The release of a transaction does not follow a ticket: it needs its thread and its connection. */
+static const guard_kind transaction_kind = {
+    .name = "transaction",
+    .release = guard_tx_release_handle,
+    .describe = describe_handle,
+    .flags = GUARD_KIND_HEAP | GUARD_KIND_FIXED,
+};
+
+const char *guard_outcome_name(guard_outcome outcome)
+{
+    static const char *const names[] = {"open", "committed", "rolled back", "in doubt", "prepared", "released"};
+    return (unsigned)outcome < sizeof(names) / sizeof(names[0]) ? names[outcome] : "unknown";
+}
+
+/* ------------------------------------------------------------------------------------------------- errors */
+
+void guard_tx_set_place(guard_error *error, const guard_place *place)
+{
+    if (error->file[0] != '\0' || place == NULL) {
+        return;
+    }
+    const char *slash = strrchr(place->file, '/');
+    snprintf(error->file, sizeof(error->file), "%s", slash != NULL ? slash + 1 : place->file);
+    snprintf(error->function, sizeof(error->function), "%s", place->function);
+    error->line = place->line;
+}
+
+/* Keeps the first error; what comes later is attached to it. */
+void guard_tx_add_error(guard_result *result, const guard_error *error)
+{
+    if (result->has_error) {
+        guard_error_attach(&result->error, error, GUARD_ATTACHED);
+    } else {
+        result->error = *error;
+        result->has_error = 1;
+    }
+}
+
+static void clear_result(guard_result *result)
+{
+    result->outcome = GUARD_OPEN;
+    result->notes = 0;
+    result->attempts = 1;
+    result->has_error = 0;
+    result->has_hook_error = 0;
+    result->reserved = 0;
+    memset(result->more_reserved, 0, sizeof(result->more_reserved));
+    result->token[0] = '\0';
+    result->error.code = 0;
+    result->error.message[0] = '\0';
+    result->hook_error.code = 0;
+    result->hook_error.message[0] = '\0';
+}
+
+/* ------------------------------------------------------------------------------------------------ handles */
+
+guard_tx *guard_tx_take(guard_tx_session *session)
+{
+    guard_tx *tx = session->spare;
+    if (tx != NULL) {
+        session->spare = tx->next;
+        session->spares--;
+    } else {
+        tx = guard_allocate(sizeof(*tx));
+        tx->generated = 0;
+    }
+    tx->session = session;
+    tx->parent = NULL;
+    tx->place = NULL;
+    tx->first_hook = NULL;
+    tx->last_hook = NULL;
+    tx->linked = 0;
+    tx->scoped = 0;
+    clear_result(&tx->result);
+    tx->previous = NULL;
+    tx->next = session->handles;
+    if (tx->next != NULL) {
+        tx->next->previous = tx;
+    }
+    session->handles = tx;
+    return tx;
+}
+
+void guard_tx_free(guard_tx *tx)
+{
+    guard_tx_session *session = tx->session;
+    if (tx->first_hook != NULL) {
+        guard_tx_hooks_drop(tx);
+    }
+    if (session == NULL) {
+        guard_deallocate(tx);
+        return;
+    }
+    if (tx->next != NULL) {
+        tx->next->previous = tx->previous;
+    }
+    if (tx->previous != NULL) {
+        tx->previous->next = tx->next;
+    } else {
+        session->handles = tx->next;
+    }
+    if (session->spares == SPARES_MAX) {
+        guard_deallocate(tx);
+        return;
+    }
+    tx->next = session->spare;
+    session->spare = tx;
+    session->spares++;
+}
+
+guard_tx *guard_tx_root(guard_tx *tx)
+{
+    while (tx->parent != NULL) {
+        tx = tx->parent;
+    }
+    return tx;
+}
+
+void guard_tx_link(guard_tx *tx, guard_tx *parent)
+{
+    tx->parent = parent;
+    tx->thread = &this_thread;
+    tx->linked = 1;
+    tx->session->tx = tx;
+    tx->session->thread = &this_thread;
+}
+
+void guard_tx_unlink(guard_tx *tx)
+{
+    tx->session->tx = tx->parent;
+    tx->parent = NULL;
+    tx->linked = 0;
+}
+
+void guard_tx_register(guard_scope *scope, guard_tx *tx, int kept, const guard_place *place)
+{
+    tx->place = place;
+    tx->kept = (uint8_t)kept;
+    tx->scoped = 1;
+    guard_impl_defer_kind(scope, &transaction_kind, tx, place);
+}
+
+static size_t describe_handle(const void *object, char *text, size_t size)
+{
+    const guard_tx *tx = object;
+    char connection[128] = "a closed connection";
+    if (tx->session != NULL) {
+        const guard_tx_driver *driver = tx->session->driver;
+        snprintf(connection, sizeof(connection), "%s", driver->name);
+        if (driver->describe != NULL) {
+            driver->describe(tx->session->connection, connection, sizeof(connection));
+        }
+    }
+    int length = snprintf(text, size, "%s on %s, %s", tx->savepoint.level == 0 ? "transaction" : "savepoint",
+                          connection, guard_outcome_name(tx->result.outcome));
+    return length < 0 ? 0 : (size_t)length;
+}
+
+/* ----------------------------------------------------------------------------------------------- sessions */
+
+void guard_tx_session_open(guard_tx_session *session, const guard_tx_driver *driver, void *connection)
+{
+    memset(session, 0, sizeof(*session));
+    session->driver = driver;
+    session->connection = connection;
+}
+
+void guard_tx_poison(guard_tx_session *session, const guard_error *error)
+{
+    if (session->poison.code == 0) {
+        session->poison = *error;
+    }
+}
+
+void GUARD_NORETURN guard_tx_raise_poisoned(const guard_tx_session *session, const guard_place *place)
+{
+    guard_error error;
+    guard_error_set(&error, GUARD_TX, GUARD_TX_POISONED,
+                    "the %s connection is not usable: an earlier rollback on it failed", session->driver->name);
+    guard_error_attach(&error, &session->poison, GUARD_CAUSE);
+    guard_impl_panic_error(place, &error);
+    __builtin_unreachable();
+}
+
+void guard_tx_refuse(guard_tx_session *session, const guard_place *place)
+{
+    guard_error error;
+    guard_outcome outcome = guard_tx_outcome(session->tx);
+    const guard_result *result = &guard_tx_root(session->tx)->result;
+    guard_error_set(&error, GUARD_TX, GUARD_TX_OVER,
+                    "the database has ended the transaction (%s): this statement would run outside of it",
+                    guard_outcome_name(outcome));
+    if (result->has_error) {
+        guard_error_attach(&error, &result->error, GUARD_CAUSE);
+    }
+    guard_impl_panic_error(place, &error);
+    __builtin_unreachable();
+}
+
+void *guard_tx_connection(guard_tx *tx)
+{
+    return tx->session != NULL ? tx->session->connection : NULL;
+}
+
+guard_tx_session *guard_tx_session_of(guard_tx *tx)
+{
+    return tx->session;
+}
+
+/* ------------------------------------------------------------------------------------------------- checks */
+
+int guard_tx_check_thread(const guard_tx *tx, const guard_place *place)
+{
+    if (tx == NULL) {
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "the transaction is NULL");
+        return 0;
+    }
+    if (GUARD_IMPL_UNLIKELY(tx->thread != &this_thread)) {
+        guard_impl_misuse(place, GUARD_MISUSE_THREAD, "the transaction begun at %s:%u belongs to another thread",
+                          tx->place->file, tx->place->line);
+        return 0;
+    }
+    return 1;
+}
+
+int guard_tx_check_options(const guard_tx_options *options, const guard_place *place)
+{
+    if (options == NULL) {
+        return 1;
+    }
+    uint32_t reserved = 0;
+    for (size_t i = 0; i < sizeof(options->reserved) / sizeof(options->reserved[0]); i++) {
+        reserved |= options->reserved[i];
+    }
+    if (reserved != 0 || options->attempts < -1 || options->retry_ms < -1 || (options->durable & ~1) != 0) {
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "transaction options out of range (reserved words must be 0)");
+        return 0;
+    }
+    return 1;
+}
+
+/* The transaction can be the innermost open one only. */
+int guard_tx_check_innermost(const guard_tx *tx, const char *verb, const guard_place *place)
+{
+    if (GUARD_IMPL_LIKELY(tx->session->tx == tx)) {
+        return 1;
+    }
+    const guard_place *inner = tx->session->tx->place;
+    guard_impl_misuse(place, GUARD_MISUSE_STATE, "%s while the nested transaction begun at %s:%u is still open", verb,
+                      inner->file, inner->line);
+    return 0;
+}

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: MIT */
+/* What the files of the transaction code share; for nobody else. */
+#ifndef GUARD_TX_INTERNAL_H
+#define GUARD_TX_INTERNAL_H
+
+#include <guard/tx.h>
+
+#define GUARD_TX_NAME_MAX 63
+
+typedef struct guard_tx_hook {
+    struct guard_tx_hook *next;
+    guard_fn *fn;
+    void *arg;
+    guard_outcome when; /* COMMITTED or ROLLED_BACK */
+} guard_tx_hook;
+
+struct guard_tx {
+    guard_tx_session *session; /* NULL once the connection is closed */
+    guard_tx *parent;          /* the enclosing one of the tree */
+    guard_tx *next;            /* in session->handles or session->spare */
+    guard_tx *previous;
+    const void *thread;
+    const guard_place *place; /* where it was begun */
+    guard_tx_hook *first_hook;
+    guard_tx_hook *last_hook;
+    guard_tx_savepoint savepoint; /* level 0: it is the transaction itself */
+    unsigned generated;           /* the level that `name` was generated for, 0: a user's */
+    uint8_t linked;               /* it is in the tree */
+    uint8_t scoped;               /* its scope is open */
+    uint8_t kept;                 /* a border form reads `result` after the scope closed, and frees it */
+    guard_result result;
+    char name[2 * GUARD_TX_NAME_MAX + 3];
+};
+
+/* tx_handle.c */
+guard_tx *guard_tx_take(guard_tx_session *session);
+void guard_tx_free(guard_tx *tx);
+guard_tx *guard_tx_root(guard_tx *tx);
+void guard_tx_link(guard_tx *tx, guard_tx *parent);
+void guard_tx_unlink(guard_tx *tx);
+void guard_tx_register(guard_scope *scope, guard_tx *tx, int kept, const guard_place *place);
+void guard_tx_set_place(guard_error *error, const guard_place *place);
+void guard_tx_add_error(guard_result *result, const guard_error *error);
+void guard_tx_raise_poisoned(const guard_tx_session *session, const guard_place *place) GUARD_NORETURN;
+int guard_tx_check_thread(const guard_tx *tx, const guard_place *place);
+int guard_tx_check_innermost(const guard_tx *tx, const char *verb, const guard_place *place);
+int guard_tx_check_options(const guard_tx_options *options, const guard_place *place);
+
+/* tx.c */
+void guard_tx_release_handle(void *object);
+guard_tx *guard_tx_open(guard_scope *scope, guard_tx_session *session, const guard_tx_options *options,
+                        const void *driver_options, int kept, const guard_place *place);
+guard_tx *guard_tx_open_savepoint(guard_scope *scope, guard_tx *parent, const char *name, int kept,
+                                  const guard_place *place);
+
+/* tx_hook.c */
+void guard_tx_hooks_run(guard_tx *tx);
+void guard_tx_hooks_move(guard_tx *tx, guard_tx *parent);
+void guard_tx_hooks_drop(guard_tx *tx);
+
+#endif
