@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * SQLite connections.
+ *
+ *   guard_sqlite_open:  sqlite3_open_v2 -> set up -> registered -> closed: rolled back, all statements finalised, sqlite3_close
+ *   guard_sqlite_adopt:                      registered -> ended: rolled back, our statements finalised, the handle stays
+ *
+ * Invariants
+ *   - Whatever is registered on the connection (statement, blob, backup, transaction) has a handle of its own, in a list here, whose
+ *     memory belongs to its own scope: closing the connection first leaves it valid, without a connection.
+ *   - sqlite3_close, never _v2, while statements are left: a zombie keeps its locks.
+ */
+#include "guard_sqlite_internal.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define BUSY_MS 5000
+
+static void close_connection(void *object);
+
+static size_t describe_connection(const void *object, char *text, size_t size)
+{
+    const guard_sqlite *db = object;
+    const char *path = sqlite3_db_filename(db->raw, "main");
+    if (path == NULL || path[0] == '\0') {
+        path = ":memory:";
+    }
+    const char *slash = strrchr(path, '/');
+    int length = snprintf(text, size, "%s", slash != NULL ? slash + 1 : path);
+    return length < 0 ? 0 : (size_t)length;
+}
+
+static const guard_kind connection_kind = {
+    .name = "sqlite connection",
+    .release = close_connection,
+    .describe = describe_connection,
+    .flags = GUARD_KIND_HEAP,
+};
+
+static int check_options(const guard_sqlite_options *options, const guard_place *place)
+{
+    uint32_t reserved = 0;
+    if (options == NULL) {
+        return 1;
+    }
+    for (size_t i = 0; i < sizeof(options->reserved) / sizeof(options->reserved[0]); i++) {
+        reserved |= options->reserved[i];
+    }
+    if (reserved != 0 || options->flags > 31 || options->busy_ms < -1 || options->journal < 0 ||
+        options->journal > GUARD_SQLITE_PERSIST || options->synchronous < 0 ||
+        options->synchronous > GUARD_SQLITE_SYNC_OFF) {
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "connection options out of range (reserved words must be 0)");
+        return 0;
+    }
+    return 1;
+}
+
+static guard_sqlite *new_connection(const guard_sqlite_options *options)
+{
+    guard_sqlite *db = guard_allocate(sizeof(*db));
+    memset(db, 0, sizeof(*db));
+    db->busy_ms = options != NULL && options->busy_ms != 0 ? options->busy_ms : BUSY_MS;
+    guard_latch_open(&db->latch);
+    guard_tx_session_open(&db->session, &guard_sqlite_driver, db);
+    return db;
+}
+
+/* --------------------------------------------------------------------------------------------------- open */
+
+/* The journal mode is asked for and comes back as it is; a database in memory has its own. */
+static int set_journal(guard_sqlite *db, int journal)
+{
+    static const char *const names[] = {NULL, "wal", "delete", "truncate", "persist"};
+    char sql[48];
+    sqlite3_stmt *stmt;
+    if (journal == GUARD_SQLITE_JOURNAL_AS_IS) {
+        return SQLITE_OK;
+    }
+    snprintf(sql, sizeof(sql), "PRAGMA main.journal_mode = %s", names[journal]);
+    int rc = guard_sqlite_call_prepare(db, sql, -1, 0, &stmt, NULL);
+    if (rc != SQLITE_OK) {
+        return rc;
+    }
+    rc = guard_sqlite_call_step(db, stmt);
+    if (rc == SQLITE_ROW) {
+        const char *mode = (const char *)sqlite3_column_text(stmt, 0);
+        rc = mode != NULL && (strcmp(mode, names[journal]) == 0 || strcmp(mode, "memory") == 0) ? SQLITE_OK
+                                                                                                : SQLITE_CANTOPEN;
+    }
+    int finalized = sqlite3_finalize(stmt);
+    return finalized != SQLITE_OK ? finalized : rc;
+}
+
+static void note_rollback(void *arg)
+{
+    guard_sqlite *db = arg;
+    db->rolled_back = 1;
+}
+
+static int set_up(guard_sqlite *db, const guard_sqlite_options *options)
+{
+    static const char *const synchronous[] = {"PRAGMA synchronous = FULL", "PRAGMA synchronous = EXTRA",
+                                              "PRAGMA synchronous = NORMAL", "PRAGMA synchronous = OFF"};
+    uint32_t flags = options != NULL ? options->flags : 0;
+    sqlite3_extended_result_codes(db->raw, 1);
+    sqlite3_busy_handler(db->raw, guard_sqlite_busy_handler, db);
+    sqlite3_rollback_hook(db->raw, note_rollback, db);
+    int rc = guard_sqlite_call_sql(db, synchronous[options != NULL ? options->synchronous : 0]);
+    if (rc == SQLITE_OK && !(flags & GUARD_SQLITE_NO_FOREIGN_KEYS)) {
+        rc = guard_sqlite_call_sql(db, "PRAGMA foreign_keys = ON");
+    }
+    if (rc == SQLITE_OK) {
+        rc = set_journal(db, options != NULL ? options->journal : GUARD_SQLITE_JOURNAL_AS_IS);
+    }
+    /* sqlite3_open_v2 reads nothing: a file that is not a database, or not readable, is to be seen now. */
+    return rc != SQLITE_OK ? rc : guard_sqlite_call_sql(db, "SELECT 1 FROM sqlite_schema LIMIT 1");
+}
+
+static int open_flags(const guard_sqlite_options *options)
+{
+    uint32_t flags = options != NULL ? options->flags : 0;
+    int open = SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE;
+    if (flags & GUARD_SQLITE_READ_ONLY) {
+        open = SQLITE_OPEN_READONLY;
+    } else if (flags & GUARD_SQLITE_EXISTING) {
+        open = SQLITE_OPEN_READWRITE;
+    }
+    open |= flags & GUARD_SQLITE_URI ? SQLITE_OPEN_URI : 0;
+    open |= flags & GUARD_SQLITE_ONE_THREAD ? SQLITE_OPEN_NOMUTEX : SQLITE_OPEN_FULLMUTEX;
+    return open;
+}
+
+static void GUARD_NORETURN fail_open(guard_sqlite *db, int rc, const char *path, const guard_place *place)
+{
+    guard_error said;
+    guard_error error;
+    guard_sqlite_describe_error(db->raw, rc, NULL, &said);
+    error = said;
+    snprintf(error.message, sizeof(error.message), "cannot open %.150s: %.120s", path, said.message);
+    sqlite3_close(db->raw);
+    guard_deallocate(db);
+    guard_impl_panic_error(place, &error);
+    __builtin_unreachable();
+}
+
+guard_sqlite *guard_sqlite_open_at(guard_scope *scope, const char *path, const guard_sqlite_options *options,
+                                   const guard_place *place)
+{
+    if (path == NULL) {
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "the path of the database is NULL");
+        return NULL;
+    }
+    if (!check_options(options, place)) {
+        return NULL;
+    }
+    guard_reserve(scope, 1);
+    guard_sqlite *db = new_connection(options);
+    int rc = sqlite3_open_v2(path, &db->raw, open_flags(options), options != NULL ? options->vfs : NULL);
+    if (rc == SQLITE_OK) {
+        rc = set_up(db, options);
+    }
+    if (rc != SQLITE_OK) {
+        fail_open(db, rc, path, place);
+    }
+    db->ticket = guard_impl_defer_kind(scope, &connection_kind, db, place);
+    return db;
+}
+
+guard_sqlite *guard_sqlite_adopt_at(guard_scope *scope, sqlite3 *raw, const guard_sqlite_options *options,
+                                    const guard_place *place)
+{
+    if (raw == NULL) {
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "the handle to adopt is NULL");
+        return NULL;
+    }
+    if (!check_options(options, place)) {
+        return NULL;
+    }
+    guard_reserve(scope, 1);
+    guard_sqlite *db = new_connection(options);
+    db->raw = raw;
+    db->adopted = 1;
+    db->ticket = guard_impl_defer_kind(scope, &connection_kind, db, place);
+    return db;
+}
+
+/* -------------------------------------------------------------------------------------------------- close */
+
+static void close_session(void *arg)
+{
+    guard_sqlite *db = arg;
+    guard_tx_session_close(&db->session);
+}
+
+static void finalize_statements(guard_sqlite *db)
+{
+    for (size_t i = 0; i < CONTROL_COUNT; i++) {
+        sqlite3_finalize(db->control[i]);
+    }
+    while (db->statements != NULL) {
+        guard_sqlite_detach_stmt(db->statements);
+    }
+    if (!db->adopted) {
+        for (sqlite3_stmt *stmt; (stmt = sqlite3_next_stmt(db->raw, NULL)) != NULL;) {
+            sqlite3_finalize(stmt);
+        }
+    }
+}
+
+/* 0, or 1 with *error filled: a raw blob or backup of the program's is still open. */
+static int close_raw(guard_sqlite *db, guard_error *error)
+{
+    int rc = guard_sqlite_call_close(db->raw);
+    if (rc == SQLITE_OK) {
+        return 0;
+    }
+    guard_sqlite_describe_error(db->raw, rc, NULL, error);
+    /* Nothing of ours is left, so that the zombie ends with the program's own blob or backup. */
+    sqlite3_close_v2(db->raw);
+    return 1;
+}
+
+static void close_connection(void *object)
+{
+    guard_sqlite *db = object;
+    guard_error error;
+    guard_error later;
+    int failed = guard_run(close_session, db, &error) != 0;
+    guard_sqlite_detach_backups(db);
+    guard_sqlite_detach_blobs(db);
+    finalize_statements(db);
+    guard_sqlite_remove_functions(db);
+    /* A transaction that a raw BEGIN left open on our own connection is rolled back by the close. */
+    if (!db->adopted && close_raw(db, failed ? &later : &error)) {
+        if (failed) {
+            guard_error_attach(&error, &later, GUARD_ATTACHED);
+        }
+        failed = 1;
+    }
+    if (db->latch.code != 0) {
+        guard_latch_drop(&db->latch, "the connection was closed");
+    }
+    guard_deallocate(db);
+    if (failed) {
+        guard_panic_error(&error);
+    }
+}
+
+void guard_sqlite_close(guard_sqlite *db)
+{
+    if (db == NULL) {
+        guard_misuse(GUARD_MISUSE_ARGUMENT, "the connection is NULL");
+        return;
+    }
+    guard_release(db->ticket);
+}
+
+/* ------------------------------------------------------------------------------------------------ queries */
+
+sqlite3 *guard_sqlite_raw(guard_sqlite *db)
+{
+    return db->raw;
+}
+
+void guard_sqlite_interrupt(guard_sqlite *db)
+{
+    sqlite3_interrupt(db->raw);
+}
+
+int64_t guard_sqlite_changes(guard_sqlite *db)
+{
+    return sqlite3_changes(db->raw);
+}
+
+int64_t guard_sqlite_last_rowid(guard_sqlite *db)
+{
+    return sqlite3_last_insert_rowid(db->raw);
+}

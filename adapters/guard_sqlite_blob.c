@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: MIT */
+/* Incremental reading and writing of one value. A handle is open until its scope, its close or its connection's end. */
+#include "guard_sqlite_internal.h"
+
+struct guard_sqlite_blob {
+    guard_sqlite *db; /* NULL once closed */
+    sqlite3_blob *raw;
+    guard_sqlite_blob *next;
+    guard_sqlite_blob *previous;
+    guard_ticket ticket;
+    const guard_place *place;
+};
+
+/* Returns what sqlite3_blob_close does: outside of a transaction it commits, and that may fail. */
+static int detach_blob(guard_sqlite_blob *blob)
+{
+    guard_sqlite *db = blob->db;
+    if (db == NULL) {
+        return SQLITE_OK;
+    }
+    if (blob->next != NULL) {
+        blob->next->previous = blob->previous;
+    }
+    if (blob->previous != NULL) {
+        blob->previous->next = blob->next;
+    } else {
+        db->blobs = blob->next;
+    }
+    blob->db = NULL;
+    int rc = sqlite3_blob_close(blob->raw);
+    blob->raw = NULL;
+    return rc;
+}
+
+static void close_blob(guard_sqlite_blob *blob, const guard_place *place)
+{
+    guard_sqlite *db = blob->db;
+    int rc = detach_blob(blob);
+    guard_deallocate(blob);
+    if (rc != SQLITE_OK) {
+        guard_sqlite_raise(db, rc, "blob", place);
+    }
+}
+
+static void release_blob(void *object)
+{
+    guard_sqlite_blob *blob = object;
+    close_blob(blob, blob->place);
+}
+
+static const guard_kind blob_kind = {.name = "sqlite blob", .release = release_blob, .flags = GUARD_KIND_HEAP};
+
+guard_sqlite_blob *guard_sqlite_blob_open_at(guard_scope *scope, guard_sqlite *db, const char *table,
+                                             const char *column, int64_t rowid, int writable, const guard_place *place)
+{
+    if (db == NULL || table == NULL || column == NULL) {
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "a blob needs a connection, a table and a column");
+        return NULL;
+    }
+    if (!guard_sqlite_may_run(db, place)) {
+        return NULL;
+    }
+    guard_reserve(scope, 1);
+    guard_sqlite_blob *blob = guard_allocate(sizeof(*blob));
+    int rc = sqlite3_blob_open(db->raw, "main", table, column, rowid, writable, &blob->raw);
+    if (rc != SQLITE_OK) {
+        guard_deallocate(blob);
+        guard_sqlite_raise(db, rc, table, place);
+    }
+    blob->db = db;
+    blob->place = place;
+    blob->previous = NULL;
+    blob->next = db->blobs;
+    if (blob->next != NULL) {
+        blob->next->previous = blob;
+    }
+    db->blobs = blob;
+    blob->ticket = guard_impl_defer_kind(scope, &blob_kind, blob, place);
+    return blob;
+}
+
+static int check_blob(const guard_sqlite_blob *blob, const guard_place *place)
+{
+    if (blob == NULL || blob->db == NULL) {
+        guard_impl_misuse(place, blob == NULL ? GUARD_MISUSE_ARGUMENT : GUARD_MISUSE_STATE,
+                          blob == NULL ? "the blob is NULL" : "the blob's connection is closed");
+        return 0;
+    }
+    return guard_sqlite_may_run(blob->db, place);
+}
+
+int guard_sqlite_blob_size(guard_sqlite_blob *blob)
+{
+    return sqlite3_blob_bytes(blob->raw);
+}
+
+void guard_sqlite_blob_read_at(guard_sqlite_blob *blob, void *data, int length, int offset, const guard_place *place)
+{
+    if (check_blob(blob, place)) {
+        int rc = sqlite3_blob_read(blob->raw, data, length, offset);
+        if (rc != SQLITE_OK) {
+            guard_sqlite_raise(blob->db, rc, "blob", place);
+        }
+    }
+}
+
+void guard_sqlite_blob_write_at(guard_sqlite_blob *blob, const void *data, int length, int offset,
+                                const guard_place *place)
+{
+    if (check_blob(blob, place)) {
+        int rc = sqlite3_blob_write(blob->raw, data, length, offset);
+        if (rc != SQLITE_OK) {
+            guard_sqlite_raise(blob->db, rc, "blob", place);
+        }
+    }
+}
+
+void guard_sqlite_blob_close_at(guard_sqlite_blob *blob, const guard_place *place)
+{
+    if (blob == NULL) {
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "the blob is NULL");
+        return;
+    }
+    blob->place = place;
+    guard_release(blob->ticket);
+}
+
+/* The connection closes: its transaction was rolled back already. */
+void guard_sqlite_detach_blobs(guard_sqlite *db)
+{
+    while (db->blobs != NULL) {
+        detach_blob(db->blobs);
+    }
+}

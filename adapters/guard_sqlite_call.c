@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The calls in which SQLite may wait for a lock or a disk, or run the program's functions. They are all here, so
+ * that what must hold around them has one place: `calls` tells a user function that a call of ours will raise its panic.
+ */
+#include "guard_sqlite_internal.h"
+
+#include <stdio.h>
+
+int guard_sqlite_call_prepare(guard_sqlite *db, const char *sql, int64_t length, unsigned flags, sqlite3_stmt **stmt,
+                              const char **tail)
+{
+    db->calls++;
+    int rc = sqlite3_prepare_v3(db->raw, sql, (int)length, flags, stmt, tail);
+    db->calls--;
+    return rc;
+}
+
+int guard_sqlite_call_step(guard_sqlite *db, sqlite3_stmt *stmt)
+{
+    db->calls++;
+    int rc = sqlite3_step(stmt);
+    db->calls--;
+    return rc;
+}
+
+int guard_sqlite_call_exec(guard_sqlite *db, const char *sql, guard_sqlite_row_fn *row, void *arg, char **message)
+{
+    db->calls++;
+    int rc = sqlite3_exec(db->raw, sql, row, arg, message);
+    db->calls--;
+    return rc;
+}
+
+int guard_sqlite_call_backup(guard_sqlite *db, sqlite3_backup *backup, int pages)
+{
+    db->calls++;
+    int rc = sqlite3_backup_step(backup, pages);
+    db->calls--;
+    return rc;
+}
+
+int guard_sqlite_call_close(sqlite3 *raw)
+{
+    return sqlite3_close(raw);
+}
+
+int guard_sqlite_call_sql(guard_sqlite *db, const char *sql)
+{
+    sqlite3_stmt *stmt;
+    int rc = guard_sqlite_call_prepare(db, sql, -1, 0, &stmt, NULL);
+    if (rc != SQLITE_OK) {
+        return sqlite3_extended_errcode(db->raw);
+    }
+    do {
+        rc = guard_sqlite_call_step(db, stmt);
+    } while (rc == SQLITE_ROW);
+    if (rc != SQLITE_DONE) {
+        rc = sqlite3_extended_errcode(db->raw);
+    }
+    sqlite3_finalize(stmt);
+    return rc == SQLITE_DONE ? SQLITE_OK : rc;
+}
+
+static const char *control_sql(control which, char *text, size_t size)
+{
+    static const char *const fixed[] = {
+        "BEGIN IMMEDIATE",
+        "BEGIN DEFERRED",
+        "BEGIN EXCLUSIVE",
+        "COMMIT",
+        "ROLLBACK",
+        ("INSERT INTO main.guard_marker(session, seq) VALUES(?1, ?2)"
+         " ON CONFLICT(session) DO UPDATE SET seq = excluded.seq"),
+    };
+    static const char *const verbs[] = {"SAVEPOINT", "RELEASE", "ROLLBACK TO"};
+    if (which < CONTROL_SAVEPOINT) {
+        return fixed[which];
+    }
+    int at = which - CONTROL_SAVEPOINT;
+    snprintf(text, size, "%s guard_%d", verbs[at / SAVEPOINT_LEVELS], at % SAVEPOINT_LEVELS + 1);
+    return text;
+}
+
+int guard_sqlite_prepare_control(guard_sqlite *db, control which)
+{
+    char text[32];
+    if (db->control[which] != NULL) {
+        return SQLITE_OK;
+    }
+    const char *sql = control_sql(which, text, sizeof(text));
+    int rc = guard_sqlite_call_prepare(db, sql, -1, SQLITE_PREPARE_PERSISTENT, &db->control[which], NULL);
+    return rc == SQLITE_OK ? rc : sqlite3_extended_errcode(db->raw);
+}
+
+int guard_sqlite_call_control(guard_sqlite *db, control which)
+{
+    sqlite3_stmt *stmt = db->control[which];
+    if (GUARD_IMPL_UNLIKELY(stmt == NULL)) {
+        int rc = guard_sqlite_prepare_control(db, which);
+        if (rc != SQLITE_OK) {
+            return rc;
+        }
+        stmt = db->control[which];
+    }
+    int rc = guard_sqlite_call_step(db, stmt);
+    if (GUARD_IMPL_LIKELY(rc == SQLITE_DONE)) {
+        sqlite3_reset(stmt);
+        return SQLITE_OK;
+    }
+    rc = sqlite3_extended_errcode(db->raw);
+    sqlite3_reset(stmt); /* gives the same code and message again */
+    return rc != SQLITE_OK ? rc : SQLITE_ERROR;
+}

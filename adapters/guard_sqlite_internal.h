@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: MIT */
+/* What the files of the SQLite adapter share; for nobody else. */
+#ifndef GUARD_SQLITE_INTERNAL_H
+#define GUARD_SQLITE_INTERNAL_H
+
+#include <guard/guard.h>
+#include <guard/guard_sqlite.h>
+#include <guard/tx.h>
+
+#include <pthread.h>
+
+#define SAVEPOINT_LEVELS 4 /* deeper ones are prepared each time */
+
+/* The statements that end and begin, prepared once for a connection. */
+typedef enum control {
+    CONTROL_BEGIN, /* + mode */
+    CONTROL_COMMIT = CONTROL_BEGIN + 3,
+    CONTROL_ROLLBACK,
+    CONTROL_MARKER,
+    CONTROL_SAVEPOINT, /* + level - 1 */
+    CONTROL_RELEASE = CONTROL_SAVEPOINT + SAVEPOINT_LEVELS,
+    CONTROL_ROLLBACK_TO = CONTROL_RELEASE + SAVEPOINT_LEVELS,
+    CONTROL_COUNT = CONTROL_ROLLBACK_TO + SAVEPOINT_LEVELS
+} control;
+
+/* One wait for another connection. The clock is first read when there is something to wait for. */
+typedef struct busy_wait {
+    int32_t limit_ms; /* -1 for ever */
+    unsigned tries;
+    int64_t started_ms;
+} busy_wait;
+
+typedef struct sql_function sql_function;
+
+struct guard_sqlite {
+    sqlite3 *raw; /* NULL once closed; the handles below then have no connection */
+    guard_tx_session session;
+    guard_ticket ticket;
+    int adopted;
+    int watched;      /* a transaction is open, or the connection is poisoned: look before each statement */
+    unsigned calls;   /* calls of ours that SQLite is in: a latched panic has somebody who raises it */
+    pthread_t thread; /* of the open transaction */
+    int32_t busy_ms;  /* never 0 */
+    int waiting;      /* `wait` belongs to a BEGIN or COMMIT */
+    busy_wait wait;
+    guard_latch latch; /* of user functions */
+    sqlite3_stmt *control[CONTROL_COUNT];
+    guard_sqlite_stmt *statements;
+    guard_sqlite_blob *blobs;
+    guard_sqlite_backup *backups;      /* into this one */
+    guard_sqlite_backup *backups_from; /* out of it */
+    sql_function *functions;
+    /* The open transaction, or the latest one. */
+    guard_sqlite_tx_options options;
+    int rolled_back; /* it is known that SQLite rolled it back */
+    int has_first_error;
+    guard_error first_error; /* of a statement in it, which the program may have swallowed */
+    char marker_session[33]; /* empty until a marker is needed; a session left in doubt is retired */
+    int64_t marker_sequence;
+};
+
+struct guard_sqlite_stmt {
+    guard_sqlite *db; /* NULL once the connection is closed */
+    sqlite3_stmt *raw;
+    guard_sqlite_stmt *next;
+    guard_sqlite_stmt *previous;
+    guard_ticket ticket;
+    const guard_place *place;
+    int stepped;
+    int ends; /* COMMIT, END or ROLLBACK: not inside a guarded transaction */
+};
+
+/* guard_sqlite_error.c: what SQLite says about `rc`, as it stands now. sql may be NULL. */
+void guard_sqlite_describe_error(sqlite3 *raw, int rc, const char *sql, guard_error *error);
+/* The same; and remembers it for the open transaction, with what became of that. */
+void guard_sqlite_note_error(guard_sqlite *db, int rc, const char *sql, guard_error *error);
+void guard_sqlite_raise(guard_sqlite *db, int rc, const char *sql, const guard_place *place) GUARD_NORETURN;
+
+/* guard_sqlite_call.c: every call in which SQLite may wait, or run the program's functions. */
+int guard_sqlite_call_prepare(guard_sqlite *db, const char *sql, int64_t length, unsigned flags, sqlite3_stmt **stmt,
+                              const char **tail);
+int guard_sqlite_call_step(guard_sqlite *db, sqlite3_stmt *stmt);
+int guard_sqlite_call_exec(guard_sqlite *db, const char *sql, guard_sqlite_row_fn *row, void *arg, char **message);
+int guard_sqlite_call_backup(guard_sqlite *db, sqlite3_backup *backup, int pages);
+int guard_sqlite_call_close(sqlite3 *raw);
+/* Runs one statement that returns nothing: the result code, nothing raised. */
+int guard_sqlite_call_sql(guard_sqlite *db, const char *sql);
+/* Prepares on first use, steps and resets; the extended result code, SQLITE_OK when it is done. */
+int guard_sqlite_call_control(guard_sqlite *db, control which);
+int guard_sqlite_prepare_control(guard_sqlite *db, control which);
+
+/* guard_sqlite_busy.c */
+int guard_sqlite_busy_handler(void *db, int count);
+int guard_sqlite_is_busy(int rc);             /* another connection is in the way, and waiting helps */
+int guard_sqlite_wait_again(busy_wait *wait); /* sleeps a little; 0 when the time is up */
+int64_t guard_sqlite_now_ms(void);
+/* call_control with waiting; -1 for ever. */
+int guard_sqlite_control_waiting(guard_sqlite *db, control which, int32_t limit_ms);
+
+/* guard_sqlite_stmt.c */
+int guard_sqlite_look(guard_sqlite *db, const guard_place *place);
+int guard_sqlite_prepare_into(guard_sqlite_stmt *stmt, guard_sqlite *db, const char **sql, const guard_place *place);
+void guard_sqlite_detach_stmt(guard_sqlite_stmt *stmt);
+
+/* 1: a statement may run now. In a guarded transaction that is asked of SQLite each time. */
+static inline int guard_sqlite_may_run(guard_sqlite *db, const guard_place *place)
+{
+    return GUARD_IMPL_LIKELY(!db->watched) || guard_sqlite_look(db, place);
+}
+
+/* guard_sqlite_tx.c */
+extern const guard_tx_driver guard_sqlite_driver;
+int guard_sqlite_reset_writers(sqlite3 *raw);
+
+/* guard_sqlite_doubt.c: what a failed COMMIT that left no transaction means; fills notes and token. */
+guard_outcome guard_sqlite_judge_commit(guard_sqlite *db, int rc, int wrote, guard_result *result);
+int guard_sqlite_prepare_marker(guard_sqlite *db, guard_error *error);
+int guard_sqlite_write_marker(guard_sqlite *db);
+/* guard_sqlite_resolve.c */
+void guard_sqlite_make_token(const guard_sqlite *db, char token[GUARD_TOKEN_SIZE]);
+guard_outcome guard_sqlite_resolve_now(guard_sqlite *db, const char *token, const guard_sqlite_tx_options *options,
+                                       guard_error *error);
+
+/* guard_sqlite_function.c, _blob.c, _backup.c: when the connection closes. */
+void guard_sqlite_remove_functions(guard_sqlite *db);
+void guard_sqlite_detach_blobs(guard_sqlite *db);
+void guard_sqlite_detach_backups(guard_sqlite *db);
+
+#endif
