@@ -3,7 +3,8 @@
  * defer.c: registrations that the inline path in guard.h does not make.
  *
  * Whatever is wrong, the function or the release runs before the panic: a caller that acquired a resource never has to
- * release it because its registration failed.
+ * release it because its registration failed. What guard_reserve puts aside hangs on the scope's own list, out of reach of other scopes, and
+ * is used where the pool cannot grow.
  */
 #include <errno.h>
 
@@ -11,113 +12,137 @@
 
 static const guard_ticket no_ticket = {NULL, 0, 0};
 
-/* What must run when it cannot be registered. A recovering defer has nothing to release. */
-static void defer_run_now(guard_fn *fn, const void *action, void *arg, uint32_t flags)
-{
-    if (fn != NULL) {
-        if ((flags & GUARD_IMPL_WHEN) != GUARD_ON_SUCCESS) {
-            fn(arg);
-        }
-    } else if (flags & GUARD_IMPL_KIND) {
-        const guard_kind *kind = action;
-        kind->release(arg);
-    }
-}
+/* ------------------------------------------------------------------------------------------- refusals -- */
 
-typedef struct defer_now {
+/* What was to be registered. */
+typedef struct defer_work {
     guard_fn *fn;
     const void *action;
     void *arg;
     uint32_t flags;
-} defer_now;
+} defer_work;
 
-static void defer_now_body(void *memory)
+/* A recovering defer has nothing to release, and one on success did not succeed. */
+static void defer_work_run(void *memory)
 {
-    defer_now *now = memory;
-    defer_run_now(now->fn, now->action, now->arg, now->flags);
+    const defer_work *work = memory;
+    if (work->fn != NULL) {
+        if ((work->flags & GUARD_IMPL_WHEN) != GUARD_ON_SUCCESS) {
+            work->fn(work->arg);
+        }
+    } else if (work->action != NULL && (work->flags & GUARD_IMPL_KIND)) {
+        ((const guard_kind *)work->action)->release(work->arg);
+    }
 }
 
-/* Runs it and raises *error; what fails in it is attached. */
-GUARD_NORETURN static void defer_refuse(guard_error *error, guard_fn *fn, const void *action, void *arg, uint32_t flags)
+/* Runs it although it cannot be registered. Returns 0, or the code of its own panic, which is in *later and attached to *error. */
+static int defer_work_contain(defer_work *work, guard_error *error, guard_error *later)
 {
-    defer_now now = {fn, action, arg, flags};
-    guard_error later;
-    if (guard_run(defer_now_body, &now, &later) != 0) {
-        guard_error_attach(error, &later, GUARD_ATTACHED);
+    if (guard_stack_make() == NULL) {
+        defer_work_run(work); /* no border can be had; a panic of it is uncaught, as *error will be */
+        return 0;
     }
+    int code = guard_run(defer_work_run, work, later);
+    if (code != 0) {
+        guard_error_attach(error, later, GUARD_ATTACHED);
+    }
+    return code;
+}
+
+GUARD_NORETURN static void defer_refuse(guard_error *error, defer_work *work)
+{
+    guard_error later;
+    (void)defer_work_contain(work, error, &later);
     guard_panic_error(error);
 }
 
-/* NULL if the scope can be registered on, else what is wrong with it. */
-static const char *defer_objection(const guard_stack *stack, const guard_scope *scope, int *code)
+GUARD_NORETURN static void defer_refuse_memory(const guard_place *place, const char *message, defer_work *work)
 {
-    *code = GUARD_MISUSE_SCOPE;
-    if (scope == NULL) {
-        return "registration without a scope";
-    }
-    if (guard_scope_is_owner(scope) || scope->stack == &stack->hot) {
-        return NULL;
-    }
-    if (scope->stack == NULL) {
-        return "registration on a scope that is closed";
-    }
-    *code = GUARD_MISUSE_THREAD;
-    return "registration on another thread's scope";
+    guard_error error;
+    guard_error_open(&error, GUARD_MEMORY, ENOMEM);
+    guard_error_place(&error, place);
+    guard_text_copy(error.message, sizeof error.message, message);
+    defer_refuse(&error, work);
 }
 
-static guard_ticket defer_link(guard_scope *scope, guard_impl_record *record, guard_fn *fn, const void *action,
-                               void *arg, uint32_t flags, const guard_place *place)
+/* Returns when the handler does. A release that failed meanwhile goes on as a panic, for the handler's answer is not about it. */
+static guard_ticket defer_misuse(const guard_place *place, int code, const char *objection, defer_work *work)
+{
+    guard_error error;
+    guard_error later;
+    guard_error_open(&error, GUARD_MISUSE, code);
+    guard_error_place(&error, place);
+    snprintf(error.message, sizeof error.message, "registration: %s", objection);
+    int failed = defer_work_contain(work, &error, &later);
+    guard_misuse_tell(&error);
+    if (failed != 0) {
+        guard_panic_error(&later);
+    }
+    return no_ticket;
+}
+
+/* A held panic waits while the resource is already acquired: it is released, as the scope would have done. */
+static void defer_raise_held(guard_stack *stack, defer_work *work)
+{
+    if (stack->held == HELD_WAITING) {
+        guard_error error;
+        guard_unhold(stack, &error);
+        defer_refuse(&error, work);
+    }
+}
+
+/* The thread's stack, on which no panic is held. */
+static guard_stack *defer_stack(const guard_place *place, defer_work *work)
+{
+    guard_stack *stack = guard_stack_make();
+    if (stack == NULL) {
+        defer_refuse_memory(place, "out of memory for the thread's guard stack", work);
+    }
+    defer_raise_held(stack, work);
+    return stack;
+}
+
+/* -------------------------------------------------------------------------------------- registrations -- */
+
+static guard_ticket defer_link(guard_scope *scope, guard_impl_record *record, const defer_work *work,
+                               const guard_place *place)
 {
     record->scope = scope;
-    if (fn != NULL) {
-        record->action.fn = fn;
+    if (work->fn != NULL) {
+        record->action.fn = work->fn;
     } else {
-        record->action.kind = action;
+        record->action.kind = work->action;
     }
-    record->arg = arg;
+    record->arg = work->arg;
     record->place = place;
-    record->flags = flags;
+    record->flags = work->flags;
     record->next = scope->head;
     __atomic_signal_fence(__ATOMIC_RELEASE);
     scope->head = record;
     return (guard_ticket){record, record->generation, guard_scope_is_owner(scope)};
 }
 
-/* A held panic waits while the resource is already acquired: it is released, as the scope would have done. */
-static void defer_raise_held(guard_stack *stack, guard_fn *fn, const void *action, void *arg, uint32_t flags)
-{
-    if (stack->held == HELD_WAITING) {
-        guard_error error;
-        guard_unhold(stack, &error);
-        defer_refuse(&error, fn, action, arg, flags);
-    }
-}
-
 guard_ticket guard_impl_defer_slow(guard_scope *scope, guard_fn *fn, const void *action, void *arg, uint32_t flags,
                                    const guard_place *place)
 {
-    guard_stack *stack = guard_stack_here();
-    defer_raise_held(stack, fn, action, arg, flags);
+    defer_work work = {fn, action, arg, flags};
+    guard_stack *stack = defer_stack(place, &work);
     if (fn == NULL && action == NULL) {
-        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "registration without a function");
-        return no_ticket;
+        return defer_misuse(place, GUARD_MISUSE_ARGUMENT, "there is no function", &work);
+    }
+    if ((flags & GUARD_IMPL_WHEN) == GUARD_IMPL_WHEN) {
+        return defer_misuse(place, GUARD_MISUSE_ARGUMENT, "that is not a guard_when", &work);
     }
     int code;
-    const char *objection = defer_objection(stack, scope, &code);
+    const char *objection = guard_scope_objection(stack, scope, &code);
     if (objection != NULL) {
-        defer_run_now(fn, action, arg, flags);
-        guard_impl_misuse(place, code, "%s", objection);
-        return no_ticket;
+        return defer_misuse(place, code, objection, &work);
     }
-    guard_impl_record *record = guard_pool_take(guard_scope_pool(stack, scope));
+    guard_impl_record *record = guard_record_take(stack, scope);
     if (record == NULL) {
-        guard_error error;
-        guard_error_open(&error, GUARD_MEMORY, ENOMEM);
-        guard_error_place(&error, place);
-        guard_text_copy(error.message, sizeof error.message, "out of memory for a registration");
-        defer_refuse(&error, fn, action, arg, flags);
+        defer_refuse_memory(place, "out of memory for a registration", &work);
     }
-    return defer_link(scope, record, fn, action, arg, flags, place);
+    return defer_link(scope, record, &work, place);
 }
 
 guard_ticket guard_impl_defer_recover(guard_scope *scope, guard_recover_fn *fn, void *arg, const guard_place *place)
@@ -131,39 +156,97 @@ guard_ticket guard_impl_defer_recover(guard_scope *scope, guard_recover_fn *fn, 
 }
 
 /* Where the bytes of a copy go: another record while they are few, else the heap. NULL when there is no memory. */
-static void *copy_place(guard_pool *pool, size_t size, uint32_t *flags)
+static void *copy_place(guard_stack *stack, guard_scope *scope, size_t size, uint32_t *flags)
 {
     *flags = size <= GUARD_COPY_INLINE ? GUARD_IMPL_COPY : GUARD_IMPL_HEAP_COPY;
-    return size <= GUARD_COPY_INLINE ? (void *)guard_pool_take(pool) : guard_memory_take(size);
+    return size <= GUARD_COPY_INLINE ? (void *)guard_record_take(stack, scope) : guard_memory_take(size);
 }
 
 guard_ticket guard_impl_defer_copy(guard_scope *scope, guard_fn *fn, const void *data, size_t size,
                                    const guard_place *place)
 {
-    guard_stack *stack = guard_stack_here();
-    void *original = (void *)(uintptr_t)
-        data; /* fn gets the address of a copy; of the original only when nothing can be registered */
-    int code;
-    if (fn == NULL || (data == NULL && size != 0) || defer_objection(stack, scope, &code) != NULL) {
-        return guard_impl_defer_slow(scope, data == NULL && size != 0 ? NULL : fn, NULL, original, 0, place);
+    /* fn gets the address of the original only when nothing can be registered. */
+    defer_work work = {fn, NULL, (void *)(uintptr_t)data, 0};
+    if (data == NULL && size != 0) {
+        work.fn = NULL; /* it cannot be run */
     }
-    defer_raise_held(stack, fn, NULL, original, 0);
-    guard_pool *pool = guard_scope_pool(stack, scope);
+    guard_stack *stack = defer_stack(place, &work);
+    if (work.fn == NULL) {
+        return defer_misuse(place, GUARD_MISUSE_ARGUMENT, fn != NULL ? "a copy of nothing" : "there is no function",
+                            &work);
+    }
+    int code;
+    const char *objection = guard_scope_objection(stack, scope, &code);
+    if (objection != NULL) {
+        return defer_misuse(place, code, objection, &work);
+    }
+    guard_impl_record *record = guard_record_take(stack, scope);
     uint32_t flags = 0;
-    guard_impl_record *record = guard_pool_take(pool);
-    void *bytes = record != NULL ? copy_place(pool, size, &flags) : NULL;
+    void *bytes = record != NULL ? copy_place(stack, scope, size, &flags) : NULL;
     if (bytes == NULL) {
         if (record != NULL) {
-            guard_pool_give(pool, record);
+            guard_pool_give(guard_scope_pool(stack, scope), record);
         }
-        guard_error error;
-        guard_error_open(&error, GUARD_MEMORY, ENOMEM);
-        guard_error_place(&error, place);
-        guard_text_copy(error.message, sizeof error.message, "out of memory for the copy of a registration");
-        defer_refuse(&error, fn, NULL, original, 0);
+        defer_refuse_memory(place, "out of memory for the copy of a registration", &work);
     }
-    memcpy(bytes, data, size);
-    return defer_link(scope, record, fn, NULL, bytes, flags, place);
+    if (size != 0) {
+        memcpy(bytes, data, size);
+    }
+    work.arg = bytes;
+    work.flags = flags;
+    return defer_link(scope, record, &work, place);
+}
+
+/* -------------------------------------------------------------------------------------- reservations -- */
+
+/* Where the record that heads the reserved ones is linked; NULL if there is none. */
+static guard_impl_record **reserve_find(guard_scope *scope)
+{
+    guard_impl_record **at = &scope->head;
+    while (*at != NULL && !((*at)->flags & GUARD_IMPL_RESERVED)) {
+        at = &(*at)->next;
+    }
+    return *at != NULL ? at : NULL;
+}
+
+static void reserve_add(guard_scope *scope, guard_impl_record *record)
+{
+    guard_impl_record **at = scope->reserved > 0 ? reserve_find(scope) : NULL;
+    if (at != NULL) {
+        record->next = (*at)->arg;
+        (*at)->arg = record;
+    } else {
+        record->scope = scope;
+        record->arg = NULL;
+        record->flags = GUARD_IMPL_RESERVED;
+        record->next = scope->head;
+        __atomic_signal_fence(__ATOMIC_RELEASE);
+        scope->head = record;
+    }
+    scope->reserved++;
+}
+
+/* The head of the rest goes to the front, where the next one that is taken finds it at once. */
+static guard_impl_record *reserve_take(guard_scope *scope)
+{
+    guard_impl_record **at = reserve_find(scope);
+    guard_impl_record *holder = *at;
+    guard_impl_record *record = holder->arg;
+    *at = holder->next;
+    scope->reserved--;
+    if (record == NULL) {
+        return holder;
+    }
+    holder->arg = record->next;
+    holder->next = scope->head;
+    scope->head = holder;
+    return record;
+}
+
+guard_impl_record *guard_record_take(guard_stack *stack, guard_scope *scope)
+{
+    guard_impl_record *record = guard_pool_take(guard_scope_pool(stack, scope));
+    return record == NULL && scope->reserved > 0 ? reserve_take(scope) : record;
 }
 
 void guard_reserve(guard_scope *scope, size_t count)
@@ -171,12 +254,16 @@ void guard_reserve(guard_scope *scope, size_t count)
     guard_stack *stack = guard_stack_here();
     guard_raise_held();
     int code;
-    const char *objection = defer_objection(stack, scope, &code);
+    const char *objection = guard_scope_objection(stack, scope, &code);
     if (objection != NULL) {
-        guard_misuse(code, "%s", objection);
+        guard_misuse(code, "guard_reserve: %s", objection);
         return;
     }
-    if (!guard_pool_reserve(guard_scope_pool(stack, scope), count)) {
-        guard_panic_in(GUARD_MEMORY, ENOMEM, "out of memory for %zu registrations", count);
+    while (scope->reserved < count) {
+        guard_impl_record *record = count <= UINT32_MAX ? guard_pool_take(guard_scope_pool(stack, scope)) : NULL;
+        if (record == NULL) {
+            guard_panic_in(GUARD_MEMORY, ENOMEM, "out of memory for %zu registrations", count);
+        }
+        reserve_add(scope, record);
     }
 }

@@ -326,7 +326,11 @@ GUARD_API const guard_error *guard_recovery_error(const guard_recovery *recovery
  */
 GUARD_API const guard_error *guard_panicking(void);
 
-/* Makes sure that the next `count` registrations on this scope cannot fail for want of memory. Panics GUARD_MEMORY. */
+/*
+ * Makes sure that the next `count` registrations on this scope cannot fail for want of memory, whatever other scopes register meanwhile.
+ * guard_defer_copy counts as two, and above GUARD_COPY_INLINE bytes it allocates all the same. What is not used is given back
+ * when the scope ends. Panics with GUARD_MEMORY.
+ */
 GUARD_API void guard_reserve(guard_scope *scope, size_t count);
 
 /* ---------------------------------------------------------------------------------------------- tickets -- */
@@ -479,6 +483,7 @@ struct guard_impl_record {
 #define GUARD_IMPL_COPY 16U      /* arg is another record that carries the bytes */
 #define GUARD_IMPL_HEAP_COPY 32U /* arg is allocated */
 #define GUARD_IMPL_DEAD 64U      /* dismissed, waits to be swept */
+#define GUARD_IMPL_RESERVED 128U /* no registration: heads the records that guard_reserve put aside, by arg */
 
 struct guard_impl_stack {
     guard_scope *top;
@@ -661,12 +666,18 @@ static inline guard_ticket guard_impl_defer(guard_scope *scope, guard_fn *fn, vo
 static inline guard_ticket guard_impl_defer_on(guard_scope *scope, guard_when when, guard_fn *fn, void *arg,
                                                const guard_place *place)
 {
+    if (GUARD_IMPL_UNLIKELY((uint32_t)when > GUARD_ON_SUCCESS)) {
+        return guard_impl_defer_slow(scope, fn, NULL, arg, GUARD_IMPL_WHEN, place);
+    }
     return guard_impl_register(scope, fn, NULL, arg, (uint32_t)when, place);
 }
 
 static inline guard_ticket guard_impl_defer_kind(guard_scope *scope, const guard_kind *kind, void *object,
                                                  const guard_place *place)
 {
+    if (GUARD_IMPL_UNLIKELY(kind != NULL && kind->release == NULL)) {
+        kind = NULL; /* misuse now, not a crash when the scope ends; constant kinds cost nothing */
+    }
     return guard_impl_register(scope, NULL, kind, object, GUARD_IMPL_KIND, place);
 }
 

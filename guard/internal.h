@@ -50,7 +50,6 @@ typedef struct guard_pool {
 void guard_pool_open(guard_pool *pool, guard_impl_record **free_list, guard_impl_record *first, uint32_t count);
 void guard_pool_close(guard_pool *pool);
 bool guard_pool_grow(guard_pool *pool);
-bool guard_pool_reserve(guard_pool *pool, size_t count);
 bool guard_pool_holds(const guard_pool *pool, const guard_impl_record *record);
 void guard_pool_trim(guard_pool *pool);
 
@@ -153,14 +152,20 @@ void guard_unhold(guard_stack *stack, guard_error *error);
  * Off before it runs: whatever it does, it never runs twice.
  */
 void guard_record_run(guard_stack *stack, guard_scope *scope, guard_recovery *panic, bool failed);
+/* A record for a registration on `scope`: from its pool, else one that guard_reserve put aside; NULL when there is no memory. */
+guard_impl_record *guard_record_take(guard_stack *stack, guard_scope *scope);
+/* NULL if the thread can register on `scope`, else what is wrong with it and its guard_misuse_code. */
+const char *guard_scope_objection(const guard_stack *stack, const guard_scope *scope, int *code);
 /* Gives back what a record carries besides itself. */
 void guard_record_drop(guard_pool *pool, guard_impl_record *record);
-/* The scope has no records left: unlinks it; frees an owner. */
-void guard_scope_end(guard_stack *stack, guard_scope *scope);
+/* The scope has no records left, `count` were run: unlinks it; frees an owner. */
+void guard_scope_end(guard_stack *stack, guard_scope *scope, uint32_t count);
 
 /* Makes the deferred function that the automatic close of `scope` called return to it. Returns where it cannot. */
 void guard_leave_resume(guard_stack *stack, const guard_scope *scope);
 
+/* Tells the handler, and returns when it does; panics where there is none. */
+void guard_misuse_tell(const guard_error *error);
 /* For a close that must not jump: tells the handler of misuse, or holds it as a panic. */
 void guard_misuse_hold(guard_stack *stack, const guard_error *error);
 

@@ -116,6 +116,8 @@ static void leave_adopt(guard_stack *stack, guard_scope *scope, const void *fram
         }
         *tail = scope->head;
         scope->head = inner->head;
+        scope->dead += inner->dead;
+        scope->reserved += inner->reserved;
         inner->stack = NULL;
     }
     stack->hot.top = scope;

@@ -23,11 +23,15 @@ void guard_impl_misuse(const guard_place *place, int code, const char *format, .
     va_start(arguments, format);
     guard_error_message(&error, format, arguments);
     va_end(arguments);
-    if (misuse_handler != NULL) {
-        misuse_handler(&error);
-        return;
+    guard_misuse_tell(&error);
+}
+
+void guard_misuse_tell(const guard_error *error)
+{
+    if (misuse_handler == NULL) {
+        guard_panic_error(error);
     }
-    guard_panic_error(&error);
+    misuse_handler(error);
 }
 
 void guard_misuse_hold(guard_stack *stack, const guard_error *error)
@@ -35,7 +39,9 @@ void guard_misuse_hold(guard_stack *stack, const guard_error *error)
     if (misuse_handler != NULL) {
         misuse_handler(error);
     } else if (stack->border == NULL) {
-        guard_report_uncaught(error);
+        guard_error copy;
+        guard_error_copy(&copy, error);
+        guard_raise(stack, &copy, NULL); /* uncaught, so it does not jump */
     } else if (stack->held == HELD_WAITING) {
         guard_error_attach(&stack->held_error, error, GUARD_ATTACHED);
     } else {

@@ -81,8 +81,7 @@ static void panic_run(guard_stack *stack, guard_recovery *panic, const guard_sco
                 panic_take_held(stack, panic, GUARD_ATTACHED);
             }
         }
-        guard_scope_end(stack, scope);
-        guard_pool_freed(&stack->pool, count);
+        guard_scope_end(stack, scope, count);
     }
 }
 
@@ -214,7 +213,9 @@ GUARD_NORETURN static void panic_begin(guard_error *error, const guard_place *pl
 {
     guard_stack *stack = guard_stack_make();
     if (stack == NULL) {
-        guard_error_place(error, place);
+        if (place != NULL) {
+            guard_error_place(error, place);
+        }
         guard_report_uncaught(error);
     }
     guard_raise(stack, error, place);

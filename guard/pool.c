@@ -62,20 +62,6 @@ bool guard_pool_grow(guard_pool *pool)
     return true;
 }
 
-bool guard_pool_reserve(guard_pool *pool, size_t count)
-{
-    size_t found = 0;
-    for (const guard_impl_record *record = *pool->free; record != NULL && found < count; record = record->next) {
-        found++;
-    }
-    for (; found < count; found += POOL_CHUNK) {
-        if (!guard_pool_grow(pool)) {
-            return false;
-        }
-    }
-    return true;
-}
-
 static bool pool_among(const guard_impl_record *records, uint32_t count, const guard_impl_record *record)
 {
     uintptr_t offset = (uintptr_t)record - (uintptr_t)records;

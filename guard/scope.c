@@ -85,6 +85,17 @@ static void record_run_recover(guard_pool *pool, guard_impl_record *record, guar
     panic->recovering = false;
 }
 
+static void record_give_reserved(guard_pool *pool, guard_scope *scope, guard_impl_record *holder)
+{
+    for (guard_impl_record *record = holder->arg; record != NULL;) {
+        guard_impl_record *next = record->next;
+        guard_pool_give(pool, record);
+        record = next;
+    }
+    guard_pool_give(pool, holder);
+    scope->reserved = 0;
+}
+
 void guard_record_run(guard_stack *stack, guard_scope *scope, guard_recovery *panic, bool failed)
 {
     guard_pool *pool = guard_scope_pool(stack, scope);
@@ -95,6 +106,8 @@ void guard_record_run(guard_stack *stack, guard_scope *scope, guard_recovery *pa
     if (flags & GUARD_IMPL_DEAD) {
         scope->dead--;
         guard_pool_give(pool, record);
+    } else if (flags & GUARD_IMPL_RESERVED) {
+        record_give_reserved(pool, scope, record);
     } else if (!record_is_due(flags, failed)) {
         guard_record_drop(pool, record);
         guard_pool_give(pool, record);
@@ -116,6 +129,22 @@ void guard_record_run(guard_stack *stack, guard_scope *scope, guard_recovery *pa
 
 /* ------------------------------------------------------------------------------------------------ open -- */
 
+const char *guard_scope_objection(const guard_stack *stack, const guard_scope *scope, int *code)
+{
+    *code = GUARD_MISUSE_SCOPE;
+    if (scope == NULL) {
+        return "there is no scope";
+    }
+    if (guard_scope_is_owner(scope) || scope->stack == &stack->hot) {
+        return NULL;
+    }
+    if (scope->stack == NULL) {
+        return "the scope is closed";
+    }
+    *code = GUARD_MISUSE_THREAD;
+    return "the scope is another thread's";
+}
+
 guard_scope *guard_impl_open_slow(guard_scope *scope)
 {
     guard_stack_here();
@@ -130,8 +159,12 @@ void guard_scope_open(guard_scope *scope)
 
 void guard_fail(guard_scope *scope)
 {
-    if (scope->stack == NULL) {
-        guard_misuse(GUARD_MISUSE_SCOPE, "guard_fail on a scope that is closed");
+    guard_stack *stack = guard_stack_here();
+    guard_raise_held();
+    int code;
+    const char *objection = guard_scope_objection(stack, scope, &code);
+    if (objection != NULL) {
+        guard_misuse(code, "guard_fail: %s", objection);
         return;
     }
     scope->flags |= SCOPE_FAILED;
@@ -139,7 +172,7 @@ void guard_fail(guard_scope *scope)
 
 /* ----------------------------------------------------------------------------------------------- close -- */
 
-void guard_scope_end(guard_stack *stack, guard_scope *scope)
+void guard_scope_end(guard_stack *stack, guard_scope *scope, uint32_t count)
 {
     stack->hot.top = scope->outer;
     if (guard_scope_is_owner(scope)) {
@@ -147,6 +180,7 @@ void guard_scope_end(guard_stack *stack, guard_scope *scope)
         guard_deallocate(scope);
     } else {
         scope->stack = NULL;
+        guard_pool_freed(&stack->pool, count);
     }
 }
 
@@ -177,6 +211,14 @@ void guard_scope_close(guard_scope *scope)
         scope_misused(stack, scope);
         return;
     }
+    if (scope->flags & (SCOPE_CLOSING | SCOPE_LEAVING)) {
+        guard_misuse(GUARD_MISUSE_SCOPE, "a scope was closed by a function that its own close runs");
+        return;
+    }
+    if (stack->border != NULL && stack->border->scope == scope) {
+        guard_misuse(GUARD_MISUSE_SCOPE, "a scope was closed inside a border that was opened inside it");
+        return;
+    }
     scope->flags |= SCOPE_CLOSING;
     uint32_t count = 0;
     while (scope->head != NULL) {
@@ -184,7 +226,6 @@ void guard_scope_close(guard_scope *scope)
         guard_record_run(stack, scope, NULL, scope->flags & SCOPE_FAILED);
         count++;
     }
-    guard_scope_end(stack, scope);
-    guard_pool_freed(&stack->pool, count);
+    guard_scope_end(stack, scope, count);
     guard_raise_held();
 }

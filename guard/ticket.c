@@ -78,6 +78,7 @@ static guard_impl_record *ticket_record(guard_stack *stack, guard_ticket ticket)
 void guard_dismiss(guard_ticket ticket)
 {
     guard_stack *stack = guard_stack_here();
+    guard_raise_held();
     guard_impl_record *record = ticket_record(stack, ticket);
     if (record != NULL) {
         const guard_kind *kind = record->flags & GUARD_IMPL_KIND ? record->action.kind : NULL;
@@ -127,6 +128,7 @@ static void record_run_off(guard_pool *pool, const guard_impl_record *record)
 void guard_release(guard_ticket ticket)
 {
     guard_stack *stack = guard_stack_here();
+    guard_raise_held();
     guard_impl_record *record = ticket_record(stack, ticket);
     if (record == NULL) {
         return;
@@ -146,6 +148,7 @@ void guard_release(guard_ticket ticket)
 guard_ticket guard_move(guard_ticket ticket, guard_scope *scope)
 {
     guard_stack *stack = guard_stack_here();
+    guard_raise_held();
     guard_impl_record *record = ticket_record(stack, ticket);
     if (record == NULL) {
         return (guard_ticket){NULL, 0, 0};
@@ -155,17 +158,23 @@ guard_ticket guard_move(guard_ticket ticket, guard_scope *scope)
                      record->action.kind->name);
         return ticket;
     }
+    int code;
+    const char *objection = guard_scope_objection(stack, scope, &code);
+    if (objection != NULL) {
+        guard_misuse(code, "guard_move: %s", objection);
+        return ticket;
+    }
     guard_reserve(scope, 2); /* the record, and the bytes of a small copy */
     guard_pool *from = guard_scope_pool(stack, record->scope);
     guard_pool *to = guard_scope_pool(stack, scope);
-    guard_impl_record *moved = guard_pool_take(to);
+    guard_impl_record *moved = guard_record_take(stack, scope);
     moved->scope = scope;
     moved->action = record->action;
     moved->arg = record->arg;
     moved->place = record->place;
     moved->flags = record->flags;
     if (from != to && (record->flags & GUARD_IMPL_COPY)) {
-        moved->arg = guard_pool_take(to);
+        moved->arg = guard_record_take(stack, scope);
         memcpy(moved->arg, record->arg, GUARD_COPY_INLINE);
         guard_pool_give(from, record->arg);
     }
