@@ -234,6 +234,9 @@ GUARD_API int64_t guard_pq_query_int64_at(guard_pq *pq, const char *sql, int64_t
 /* Rows that the latest statement changed, returned or copied (PQcmdTuples); 0 where it has no such number. */
 GUARD_API int64_t guard_pq_changes(guard_pq *pq);
 
+/* The CONTEXT of the latest error on the connection, such as "COPY flight, line 17"; "" for none. The connection's. */
+GUARD_API const char *guard_pq_error_context(guard_pq *pq);
+
 /* Gives the scope a result of raw libpq: it is cleared with it, and at once when it cannot be registered. Returns it. */
 #define guard_pq_own(scope, result) guard_pq_own_at((scope), (result), GUARD_HERE)
 GUARD_API PGresult *guard_pq_own_at(guard_scope *scope, PGresult *result, const guard_place *place);

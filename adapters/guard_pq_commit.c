@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * guard_pq_commit.c: COMMIT, and what its answer, or the lack of one, means.
+ *
+ *     open --in flight--------------------------------------------------------> OPEN: refused, nothing sent
+ *      |  \--aborted, or known to be dead-------------------------------------> ROLLED_BACK: COMMIT is not sent
+ *      '--COMMIT sent--tag COMMIT---------------------------------------------> COMMITTED, whatever comes after it
+ *                    |--tag ROLLBACK, or an ERROR and the server is there-----> ROLLED_BACK
+ *                    '--anything else: lost, late, no memory--> shut, resolve-> COMMITTED, ROLLED_BACK or IN_DOUBT
+ *
+ * The marker's statements travel in COMMIT's own message: in an open transaction a message of several statements is no block of its own,
+ * and the server stops at the first that fails, before COMMIT. Then the transaction is aborted and still open, and rolled back.
+ * A deferred constraint fails in COMMIT itself, and the server is idle afterwards: no ROLLBACK then.
+ *
+ * PQsendQuery and PQgetResult give the answer as soon as its tag has arrived; PQexec waits for what follows it, and would lose it
+ * with the wire.
+ */
+#include "guard_pq_internal.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static guard_outcome rolled_back(guard_result *result, const guard_error *error)
+{
+    result->error = *error;
+    result->has_error = 1;
+    return GUARD_ROLLED_BACK;
+}
+
+/* By an error that the program swallowed; it is told with its own SQLSTATE. */
+static guard_outcome swallowed(guard_pq *pq, guard_result *result)
+{
+    guard_error error;
+    if (!pq->t.has_error) {
+        guard_error_set(&error, GUARD_TX, GUARD_TX_ROLLED_BACK,
+                        "the server rolled the transaction back instead of committing it");
+        return rolled_back(result, &error);
+    }
+    error = pq->t.error;
+    error.domain = GUARD_TX;
+    error.code = GUARD_TX_ROLLED_BACK;
+    snprintf(error.message, sizeof(error.message), "rolled back, since an earlier statement had failed: %.240s",
+             pq->t.error.message);
+    guard_error_attach(&error, &pq->t.error, GUARD_CAUSE);
+    return rolled_back(result, &error);
+}
+
+/* ROLLBACK of what the server keeps open though it cannot be committed. A failure of it is attached, and not told as poison. */
+static void take_back(guard_pq *pq)
+{
+    guard_error ignored;
+    memset(&ignored, 0, sizeof(ignored));
+    guard_pq_roll_back(pq, "ROLLBACK", guard_pq_in(pq->t.rollback_ms), &ignored);
+}
+
+/* ------------------------------------------------------------------------------------------------ asking -- */
+
+typedef struct answer {
+    int tag;       /* a guard_outcome: COMMITTED, ROLLED_BACK, PREPARED; OPEN for none */
+    int has_error; /* the first */
+    int refused;   /* the error is one of the server's that a COMMIT does not survive */
+    guard_error error;
+} answer;
+
+/*
+ * An ERROR says that the statement was not done. FATAL and PANIC end the session, at any moment, also after the commit. Class 08 is a
+ * pooler's word for having lost the server.
+ */
+static int is_refusal(const PGresult *result)
+{
+    const char *severity = PQresultErrorField(result, PG_DIAG_SEVERITY_NONLOCALIZED);
+    const char *sqlstate = PQresultErrorField(result, PG_DIAG_SQLSTATE);
+    return severity != NULL && strcmp(severity, "ERROR") == 0 && sqlstate != NULL && strncmp(sqlstate, "08", 2) != 0;
+}
+
+static void read_one(guard_pq *pq, PGresult *result, answer *a)
+{
+    const char *tag;
+    switch (PQresultStatus(result)) {
+    case PGRES_COMMAND_OK:
+        tag = PQcmdStatus(result);
+        a->tag = strcmp(tag, "COMMIT") == 0                ? GUARD_COMMITTED
+                 : strcmp(tag, "PREPARE TRANSACTION") == 0 ? GUARD_PREPARED
+                 : strcmp(tag, "ROLLBACK") == 0            ? GUARD_ROLLED_BACK
+                                                           : a->tag;
+        break;
+    case PGRES_TUPLES_OK:
+    case PGRES_EMPTY_QUERY:
+        break;
+    default:
+        if (!a->has_error) {
+            guard_pq_error_result(pq->conn, result, &a->error);
+            a->has_error = 1;
+            a->refused = is_refusal(result);
+        }
+        break;
+    }
+}
+
+static void ask(guard_pq *pq, const char *sql, answer *a)
+{
+    guard_pq_deadline deadline = guard_pq_in(pq->t.commit_ms);
+    memset(a, 0, sizeof(*a));
+    pq->local_only = 0;
+    if (!PQsendQuery(pq->conn, sql)) {
+        guard_pq_error_conn(pq->conn, &a->error, "sending COMMIT");
+        a->has_error = 1;
+        return;
+    }
+    for (;;) {
+        if (!guard_pq_await(pq->conn, deadline)) {
+            if (!a->has_error) {
+                guard_pq_error_timeout(&a->error, "the answer to COMMIT", pq->t.commit_ms);
+                a->has_error = 1;
+            }
+            a->refused = 0;
+            return;
+        }
+        PGresult *result = PQgetResult(pq->conn);
+        if (result == NULL) {
+            return;
+        }
+        read_one(pq, result, a);
+        PQclear(result);
+    }
+}
+
+/* ------------------------------------------------------------------------------------------------ doubt -- */
+
+static guard_outcome resolve(guard_pq *pq, const char *token, guard_result *result, guard_error *why)
+{
+    guard_pq_keywords keywords;
+    guard_pq_doubt doubt = {.token = token,
+                            .table = pq->table,
+                            .probe = pq->t.probe,
+                            .probe_key = pq->t.probe_key,
+                            .prepare_as = pq->t.prepare_as};
+    guard_outcome outcome = GUARD_IN_DOUBT;
+    memset(&doubt.error, 0, sizeof(doubt.error));
+    if (pq->conn != NULL && guard_pq_keywords_of(&keywords, pq->conn, &doubt.error) == 0) {
+        outcome = guard_pq_doubt_resolve(&doubt, &keywords, NULL, guard_pq_in(pq->t.resolve_ms));
+        guard_pq_keywords_close(&keywords);
+    }
+    result->notes |= doubt.notes;
+    *why = doubt.error;
+    return outcome;
+}
+
+/*
+ * The answer is lost. Nothing more is to come over this wire, and the session's id is not used again: its rows are the
+ * resolver's from here on.
+ */
+static guard_outcome in_doubt(guard_pq *pq, const answer *a, const char *xid, guard_result *result)
+{
+    char token[GUARD_TOKEN_SIZE];
+    guard_error why;
+    guard_error *error = &result->error;
+    guard_pq_cut(pq);
+    guard_pq_token_write(pq, xid, token);
+    if (pq->t.read_only || (pq->t.marker == GUARD_PQ_MARKER_STATUS && xid[0] == '\0')) {
+        result->notes |= GUARD_NOTE_NO_ROW_WRITTEN;
+    }
+    guard_outcome outcome = resolve(pq, token, result, &why);
+    if (pq->t.marker == GUARD_PQ_MARKER_ROW) {
+        pq->marks.id[0] = '\0';
+        pq->marks.rows = 0;
+    }
+    if (outcome == GUARD_COMMITTED || outcome == GUARD_PREPARED) {
+        return outcome;
+    }
+    guard_error_set(error, GUARD_TX, outcome == GUARD_ROLLED_BACK ? GUARD_TX_ROLLED_BACK : GUARD_TX_IN_DOUBT,
+                    "%s: %.200s",
+                    outcome == GUARD_ROLLED_BACK ? "rolled back, as was found after the answer to COMMIT was lost"
+                                                 : "the answer to COMMIT was lost",
+                    a->has_error ? a->error.message : "libpq gave none");
+    memcpy(error->sqlstate, a->error.sqlstate, sizeof(error->sqlstate));
+    if (outcome == GUARD_IN_DOUBT) {
+        memcpy(result->token, token, sizeof(token));
+        if (why.code != 0) {
+            guard_error_attach(error, &why, GUARD_ATTACHED);
+        }
+    }
+    result->has_error = 1;
+    return outcome;
+}
+
+/* ------------------------------------------------------------------------------------------------ commit -- */
+
+/* 0, or the error's code: then the transaction is not to be committed. */
+static int read_xid(guard_pq *pq, char *xid, size_t size, guard_error *error)
+{
+    PGresult *rows = NULL;
+    xid[0] = '\0';
+    if (pq->t.marker != GUARD_PQ_MARKER_STATUS) {
+        return 0;
+    }
+    int code = guard_pq_query(pq, "SELECT pg_current_xact_id_if_assigned()", pq->t.commit_ms, &rows, error);
+    if (code == 0 && PQntuples(rows) == 1) {
+        snprintf(xid, size, "%s", PQgetvalue(rows, 0, 0));
+    }
+    PQclear(rows);
+    return code;
+}
+
+static void commit_sql(guard_pq *pq, char *sql, size_t size)
+{
+    int length = pq->t.marker == GUARD_PQ_MARKER_ROW ? guard_pq_marks_sql(pq, sql, size) : 0;
+    if (pq->t.prepare_as == NULL) {
+        snprintf(sql + length, size - (size_t)length, "COMMIT");
+        return;
+    }
+    char name[416]; /* 199 bytes, each doubled */
+    guard_pq_literal(name, sizeof(name), pq->t.prepare_as);
+    snprintf(sql + length, size - (size_t)length, "PREPARE TRANSACTION %s", name);
+}
+
+static guard_outcome judge(guard_pq *pq, const answer *a, const char *xid, guard_result *result)
+{
+    if (a->tag == GUARD_COMMITTED || a->tag == GUARD_PREPARED) {
+        result->notes |= pq->local_only ? GUARD_NOTE_LOCAL_ONLY : 0;
+        return (guard_outcome)a->tag;
+    }
+    int there = pq->conn != NULL && PQstatus(pq->conn) == CONNECTION_OK;
+    PGTransactionStatusType status = there ? PQtransactionStatus(pq->conn) : PQTRANS_UNKNOWN;
+    if (a->tag == GUARD_ROLLED_BACK) {
+        return swallowed(pq, result);
+    }
+    if (a->has_error && a->refused && (status == PQTRANS_IDLE || status == PQTRANS_INERROR)) {
+        if (status == PQTRANS_INERROR) {
+            take_back(pq);
+        }
+        return rolled_back(result, &a->error);
+    }
+    return in_doubt(pq, a, xid, result);
+}
+
+static guard_outcome commit_open(guard_pq *pq, guard_result *result)
+{
+    char sql[GUARD_PQ_SQL_MAX + 512];
+    char xid[24];
+    answer a;
+    if (read_xid(pq, xid, sizeof(xid), &a.error) != 0) {
+        take_back(pq);
+        return rolled_back(result, &a.error);
+    }
+    commit_sql(pq, sql, sizeof(sql));
+    ask(pq, sql, &a);
+    return judge(pq, &a, xid, result);
+}
+
+/* Nothing was sent, and nothing will be. */
+static guard_outcome refuse(guard_result *result)
+{
+    guard_error_set(&result->error, GUARD_PQ, GUARD_PQ_BUSY,
+                    "a COPY, a stream, a pipeline or a query is not at its end: end it, then commit");
+    result->has_error = 1;
+    return GUARD_OPEN;
+}
+
+static guard_outcome died_before(guard_pq *pq, guard_result *result)
+{
+    guard_error error;
+    guard_error_set(&error, GUARD_PQ, GUARD_PQ_CONNECTION,
+                    "the connection was lost before COMMIT was sent: the server rolls back");
+    if (pq->t.has_error) {
+        guard_error_attach(&error, &pq->t.error, GUARD_CAUSE);
+    }
+    guard_pq_cut(pq);
+    return rolled_back(result, &error);
+}
+
+static guard_outcome commit(guard_pq *pq, guard_result *result)
+{
+    switch (guard_pq_status(pq)) {
+    case GUARD_TX_LOST:
+        return pq->t.ended == GUARD_COMMITTED || pq->t.ended == GUARD_PREPARED ? guard_pq_told_elsewhere(pq, result)
+                                                                               : died_before(pq, result);
+    case GUARD_TX_IDLE:
+        return guard_pq_told_elsewhere(pq, result);
+    default:
+        break;
+    }
+    if (pq->flight != NULL || PQtransactionStatus(pq->conn) == PQTRANS_ACTIVE ||
+        PQpipelineStatus(pq->conn) != PQ_PIPELINE_OFF) {
+        return refuse(result);
+    }
+    if (guard_pq_is_dead(pq)) {
+        return died_before(pq, result);
+    }
+    if (PQtransactionStatus(pq->conn) == PQTRANS_INERROR) {
+        take_back(pq);
+        return swallowed(pq, result);
+    }
+    return commit_open(pq, result);
+}
+
+guard_outcome guard_pq_commit(void *connection, guard_result *result)
+{
+    guard_pq *pq = connection;
+    guard_pq_call call;
+    guard_pq_call_begin(pq, &call);
+    guard_outcome outcome = commit(pq, result);
+    guard_pq_call_end(pq, &call);
+    return outcome;
+}

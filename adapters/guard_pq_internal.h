@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * guard_pq_internal.h: what the files of the PostgreSQL adapter share; nothing else includes it. All of it is hidden.
+ *
+ * Two layers. The public functions (_at) check, register and panic. Everything below them returns 0, or an error's code with
+ * *error filled, and never panics: that is also what tx.h asks of a driver. Only this layer calls libpq, always between
+ * guard_pq_call_begin and _end and always with a deadline.
+ */
+#ifndef GUARD_PQ_INTERNAL_H
+#define GUARD_PQ_INTERNAL_H
+
+#include <guard/guard_pq.h>
+
+#include <pthread.h>
+#include <sys/types.h>
+
+#define GUARD_PQ_TABLE_MAX 128
+#define GUARD_PQ_SQL_MAX 1024 /* the library's own statements; checked where a name of the caller's goes in */
+
+/* ------------------------------------------------------------------------------------------------- time -- */
+
+/* A point of CLOCK_MONOTONIC in milliseconds; INT64_MAX is never. */
+typedef int64_t guard_pq_deadline;
+#define GUARD_PQ_NEVER INT64_MAX
+
+int64_t guard_pq_now(void);
+guard_pq_deadline guard_pq_in(int32_t ms);
+guard_pq_deadline guard_pq_sooner(guard_pq_deadline a, guard_pq_deadline b);
+/* Milliseconds that are left, for poll: 0 once it has passed, -1 for never. */
+int guard_pq_left(guard_pq_deadline deadline);
+static inline int32_t guard_pq_or(int32_t value, int32_t otherwise)
+{
+    return value != 0 ? value : otherwise;
+}
+
+/* ------------------------------------------------------------------------------------------------ cancel -- */
+
+typedef struct guard_pq_canceller guard_pq_canceller;
+
+/* NULL when there is no memory. */
+guard_pq_canceller *guard_pq_canceller_open(PGconn *conn);
+void guard_pq_canceller_close(guard_pq_canceller *canceller);
+/* 1 when the server has been told by the deadline, else 0. Any thread. */
+int guard_pq_canceller_send(guard_pq_canceller *canceller, guard_pq_deadline deadline);
+
+/* ------------------------------------------------------------------------------------------- connections -- */
+
+/* What is on the wire besides single statements; the beginning of guard_pq_copy, guard_pq_stream, guard_pq_pipeline. */
+typedef enum guard_pq_flight_kind {
+    GUARD_PQ_FLIGHT_COPY_IN,
+    GUARD_PQ_FLIGHT_COPY_OUT,
+    GUARD_PQ_FLIGHT_STREAM,
+    GUARD_PQ_FLIGHT_PIPELINE
+} guard_pq_flight_kind;
+
+typedef struct guard_pq_flight {
+    guard_pq *pq; /* NULL once it is over, whoever ended it */
+    guard_pq_flight_kind kind;
+    guard_ticket ticket;
+} guard_pq_flight;
+
+/* The transaction under way, from begin (or the first savepoint in a caller's own) to its end. */
+typedef struct guard_pq_transaction {
+    int32_t commit_ms, resolve_ms, rollback_ms;
+    int marker; /* the one in force: NONE, STATUS, ROW or PROBE */
+    int read_only;
+    const char *probe, *probe_key, *prepare_as;
+    uint64_t lock; /* PROBE: the advisory lock's key */
+    int has_error; /* error is the latest that was not 25P02: what aborted the transaction, if it is aborted */
+    int retry;     /* it was aborted by an error that running it again can help */
+    int ended;     /* a guard_outcome but OPEN: somebody ended it with SQL of their own */
+    guard_error error;
+} guard_pq_transaction;
+
+/* The session of marker rows: (id, seq) is the key of the transaction that commits next. */
+typedef struct guard_pq_session {
+    char id[37]; /* a UUID; "" before its first use, and again once one of its transactions is in doubt */
+    int checked; /* the table is there and may be used */
+    int rows;    /* a row of it may be in the table */
+    uint64_t seq;
+} guard_pq_session;
+
+struct guard_pq {
+    PGconn *conn; /* NULL once the program has closed an adopted one */
+    guard_tx_session session;
+    guard_pq_options options;
+    char table[GUARD_PQ_TABLE_MAX];
+    pid_t pid; /* the process whose connection this is */
+    uint8_t adopted;
+    uint8_t blocking;          /* adopted: to be put back into blocking mode */
+    uint8_t cut;               /* we have shut its socket */
+    uint8_t discard;           /* not to go back to a pool: a session lock may still be held */
+    uint8_t pooler;            /* GUARD_PQ_POOLER_ASK until it is known */
+    uint8_t local_only;        /* the server gave up waiting for its standbys */
+    PQnoticeReceiver receiver; /* libpq's own, behind ours; only where we opened the connection */
+    guard_ticket ticket;
+    guard_pq_flight *flight;
+    guard_pq_canceller *canceller;
+    guard_pq_transaction t;
+    guard_pq_session marks;
+    int64_t changes;
+    char context[256]; /* of the latest error */
+    /* of a pool */
+    guard_pq_pool *pool;
+    guard_pq *next;
+    int64_t opened_ms;
+};
+
+extern const guard_kind guard_pq_kind;
+extern const guard_tx_driver guard_pq_driver;
+
+/* 0, or misuse and 1. */
+int guard_pq_options_check(const guard_pq_options *options, const guard_place *place);
+/* A connection without a scope, or NULL with *error filled. Never panics. */
+guard_pq *guard_pq_make(const char *conninfo, const guard_pq_options *options, guard_error *error);
+guard_pq *guard_pq_make_around(PGconn *raw, const guard_pq_options *options, guard_error *error);
+/* Frees it; does nothing else to an adopted connection. */
+void guard_pq_free(guard_pq *pq);
+/* Rolls back what the guard has open. 0, or 1 with *error filled. */
+int guard_pq_end_session(guard_pq *pq, guard_error *error);
+/* In a forked child: its copy of the socket leads nowhere from now on. 1 in a child, 0 in the process that opened it. */
+int guard_pq_disown_in_child(guard_pq *pq);
+
+/* What every public call that talks to the server begins with; panics. `flight` is the one that may be under way, or NULL. */
+void guard_pq_enter(guard_pq *pq, const guard_pq_flight *flight, const guard_place *place);
+
+/* Around all use of libpq: no thread cancellation inside libpq, and no call of it that waits by itself. */
+typedef struct guard_pq_call {
+    int cancel_state;
+} guard_pq_call;
+void guard_pq_call_begin(guard_pq *pq, guard_pq_call *call);
+void guard_pq_call_end(guard_pq *pq, guard_pq_call *call);
+
+/* ----------------------------------------------------------------------------------------------- connect -- */
+
+#define GUARD_PQ_KEYWORDS_MAX 64
+typedef struct guard_pq_keywords {
+    const char *names[GUARD_PQ_KEYWORDS_MAX + 1];
+    const char *values[GUARD_PQ_KEYWORDS_MAX + 1];
+    int count;
+    PQconninfoOption *options; /* what values points into */
+} guard_pq_keywords;
+
+/* The parts of a conninfo text (without the environment's), or of a connection (with them). To be closed. 0, or the error's code. */
+int guard_pq_keywords_parse(guard_pq_keywords *keywords, const char *conninfo, guard_error *error);
+int guard_pq_keywords_of(guard_pq_keywords *keywords, PGconn *conn, guard_error *error);
+void guard_pq_keywords_set(guard_pq_keywords *keywords, const char *name, const char *value);
+void guard_pq_keywords_close(guard_pq_keywords *keywords);
+
+/* NULL with *error filled; else connected, in non-blocking mode. */
+PGconn *guard_pq_connect(guard_pq_keywords *keywords, guard_pq_deadline deadline, guard_error *error);
+
+/* ------------------------------------------------------------------------------------------------ errors -- */
+
+void guard_pq_text(char *to, size_t size, const char *from);
+/* The error of a result, or, where it has none, of the connection. Returns the code. */
+int guard_pq_error_result(PGconn *conn, const PGresult *result, guard_error *error);
+/* PQerrorMessage, with what was being done before it. Returns the code. */
+int guard_pq_error_conn(PGconn *conn, guard_error *error, const char *doing);
+int guard_pq_error_timeout(guard_error *error, const char *what, int32_t ms);
+int guard_pq_error_gone(guard_error *error);
+/* 40001 or 40P01. */
+int guard_pq_is_retryable(const char *sqlstate);
+
+/* -------------------------------------------------------------------------------------------------- wire -- */
+
+/* Waits until PQgetResult will not block (or the connection has failed, which it then says): 1; 0 past the deadline. */
+int guard_pq_await(PGconn *conn, guard_pq_deadline deadline);
+/* Waits until one of the events of poll happens on the socket: 1; 0 past the deadline. */
+int guard_pq_poll(PGconn *conn, short events, guard_pq_deadline deadline);
+/* Sends all that libpq has buffered, reading meanwhile: 1; 0 past the deadline. A failure is seen by the next call. */
+int guard_pq_flush(PGconn *conn, guard_pq_deadline deadline);
+
+/* Nothing can come any more and the server will notice. */
+void guard_pq_cut(guard_pq *pq);
+/* 1 when the connection is known to be dead, which costs a poll without waiting. */
+int guard_pq_is_dead(guard_pq *pq);
+
+/*
+ * Ends whatever is in flight on the connection, the caller's own raw use included: 1 when it is at rest; 0 when it is dead or the
+ * deadline has passed. Cancels what is still running. The flight is over afterwards.
+ */
+int guard_pq_quiesce(guard_pq *pq, guard_pq_deadline deadline);
+
+/* --------------------------------------------------------------------------------------------- statements -- */
+
+/*
+ * Reads the answers to what was sent up to its end. *kept, where it is not NULL, becomes the last one (the caller clears it). Past
+ * the deadline the statement is cancelled and drained within rollback_ms, or the connection cut.
+ */
+int guard_pq_collect(guard_pq *pq, int32_t ms, PGresult **kept, guard_error *error);
+/* Sends a simple query and collects. */
+int guard_pq_query(guard_pq *pq, const char *sql, int32_t ms, PGresult **kept, guard_error *error);
+/* The same on a connection that is nobody's yet: past the deadline it is left as it is. `probe_key` not NULL: as $1. */
+int guard_pq_query_on(PGconn *conn, const char *sql, const char *const *key, guard_pq_deadline deadline,
+                      PGresult **kept, guard_error *error);
+void guard_pq_count_changes(guard_pq *pq, const PGresult *result);
+extern const guard_kind guard_pq_result_kind;
+
+/* ------------------------------------------------------------------------------------------------ flights -- */
+
+/* Makes it the connection's, and registers it on the scope, for which one record was reserved. */
+void guard_pq_flight_begin(guard_scope *scope, guard_pq_flight *flight, guard_pq *pq, guard_pq_flight_kind kind,
+                           const guard_kind *record, const guard_place *place);
+void guard_pq_flight_over(guard_pq_flight *flight);
+/* For a release, with a copy of the flight, whose memory is gone: ends it in bounded time; panics when the connection had to be cut. */
+void guard_pq_flight_abandon(const guard_pq_flight *flight, const char *what);
+
+/* --------------------------------------------------------------------------------------- marker, resolving -- */
+
+/* 1 when the text is an identifier, or two with a dot between. */
+int guard_pq_table_is_plain(const char *name);
+int guard_pq_random(void *bytes, size_t size);
+/* The table is there and may be used; asked once for each connection. */
+int guard_pq_marks_check(guard_pq *pq, guard_error *error);
+/* Gives the session an id. */
+int guard_pq_marks_begin(guard_pq *pq, guard_error *error);
+/* The statements before COMMIT; returns their length. */
+int guard_pq_marks_sql(guard_pq *pq, char *sql, size_t size);
+/* Takes the session's row back, where the connection is idle. */
+void guard_pq_marks_close(guard_pq *pq);
+
+/* Writes the token of the transaction under way; xid is the STATUS marker's. */
+void guard_pq_token_write(const guard_pq *pq, const char *xid, char token[GUARD_TOKEN_SIZE]);
+
+typedef struct guard_pq_doubt {
+    const char *token;
+    const char *table;
+    const char *probe, *probe_key, *prepare_as;
+    uint32_t notes;    /* out */
+    guard_error error; /* out: why it is still IN_DOUBT */
+} guard_pq_doubt;
+
+/* Tries until it is known or the deadline has passed, making connections from the keywords; first on `conn` where it is not NULL. */
+guard_outcome guard_pq_doubt_resolve(guard_pq_doubt *doubt, guard_pq_keywords *keywords, PGconn *conn,
+                                     guard_pq_deadline deadline);
+
+/* ---------------------------------------------------------------------------------------------------- driver -- */
+
+guard_tx_status guard_pq_status(void *connection);
+guard_outcome guard_pq_commit(void *connection, guard_result *result);
+guard_outcome guard_pq_rollback(void *connection, guard_result *result);
+/* ROLLBACK until the server has agreed, in bounded time: 1; else 0 with the connection cut and *error filled. */
+int guard_pq_roll_back(guard_pq *pq, const char *sql, guard_pq_deadline deadline, guard_error *error);
+/* How a transaction that is not there any more has ended. */
+guard_outcome guard_pq_told_elsewhere(guard_pq *pq, guard_result *result);
+/* Forgets what was remembered of a transaction. */
+void guard_pq_transaction_clear(guard_pq *pq);
+
+/* 'text', for SQL; 0 when it does not fit. Single quotes and, as E'', backslashes are doubled. */
+int guard_pq_literal(char *to, size_t size, const char *text);
+
+/* ------------------------------------------------------------------------------------------------------ pool -- */
+
+void guard_pq_pool_give(guard_pq_pool *pool, guard_pq *pq);
+
+#endif

@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * guard_pq_marks.c: the marker table, and a session's rows in it.
+ *
+ *     no id --begin--> (id, 0) --COMMIT acknowledged or rolled back--> (id, seq + 1)
+ *       ^                 \----in doubt: the id is retired, its rows stay for the resolver----.
+ *       '-------------------------------------------------------------------------------------'
+ *
+ * Invariants
+ *   - A key (id, seq) is in one COMMIT message only, ever: so a row under it is either that transaction's or a resolver's fence.
+ *   - Rows of a session are deleted by its own later COMMIT or at its orderly close, never once one of them is in doubt.
+ */
+#include "guard_pq_internal.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+
+int guard_pq_table_is_plain(const char *name)
+{
+    int dots = 0;
+    int start = 1;
+    size_t length = 0;
+    for (; name[length] != '\0'; length++) {
+        char c = name[length];
+        int letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
+        if (c == '.') {
+            dots++;
+        }
+        if (c == '.' ? start || dots > 1 : !letter && (start || c < '0' || c > '9')) {
+            return 0;
+        }
+        start = c == '.';
+    }
+    return !start && length < GUARD_PQ_TABLE_MAX;
+}
+
+int guard_pq_random(void *bytes, size_t size)
+{
+    return getrandom(bytes, size, 0) == (ssize_t)size;
+}
+
+/* ----------------------------------------------------------------------------------------------- a session -- */
+
+static int take_id(guard_pq_session *marks, guard_error *error)
+{
+    unsigned char b[16];
+    if (!guard_pq_random(b, sizeof(b))) {
+        guard_error_set(error, GUARD_OS, errno, "no random bytes for a session's id");
+        return error->code;
+    }
+    b[6] = (unsigned char)((b[6] & 0x0fU) | 0x40U); /* RFC 4122, version 4 */
+    b[8] = (unsigned char)((b[8] & 0x3fU) | 0x80U);
+    snprintf(marks->id, sizeof(marks->id), "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0],
+             b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+    marks->seq = 0;
+    marks->rows = 0;
+    return 0;
+}
+
+int guard_pq_marks_check(guard_pq *pq, guard_error *error)
+{
+    char sql[GUARD_PQ_SQL_MAX];
+    PGresult *result = NULL;
+    if (pq->marks.checked) {
+        return 0;
+    }
+    snprintf(
+        sql, sizeof(sql),
+        "SELECT to_regclass('%s') IS NOT NULL, coalesce((SELECT bool_and(has_table_privilege(to_regclass('%s'), p)) "
+        "FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) p), false)",
+        pq->table, pq->table);
+    int code = guard_pq_query(pq, sql, pq->options.statement_ms, &result, error);
+    if (code != 0) {
+        return code;
+    }
+    int there = strcmp(PQgetvalue(result, 0, 0), "t") == 0;
+    int usable = strcmp(PQgetvalue(result, 0, 1), "t") == 0;
+    PQclear(result);
+    if (!usable) {
+        guard_error_set(error, GUARD_PQ, GUARD_PQ_MARKER,
+                        there ? "the marker table %s may not be used by this role"
+                              : "the marker table %s does not exist",
+                        pq->table);
+        guard_pq_text(error->hint, sizeof(error->hint),
+                      there ? "GRANT SELECT, INSERT, DELETE ON it." : "guard_pq_marker_install makes it.");
+        return error->code;
+    }
+    pq->marks.checked = 1;
+    return 0;
+}
+
+int guard_pq_marks_begin(guard_pq *pq, guard_error *error)
+{
+    return pq->marks.id[0] != '\0' ? 0 : take_id(&pq->marks, error);
+}
+
+int guard_pq_marks_sql(guard_pq *pq, char *sql, size_t size)
+{
+    guard_pq_session *m = &pq->marks;
+    m->seq++;
+    m->rows = 1;
+    return snprintf(sql, size,
+                    "INSERT INTO %s (session, seq) VALUES ('%s', %" PRIu64 "); "
+                    "DELETE FROM %s WHERE session = '%s' AND seq < %" PRIu64 "; ",
+                    pq->table, m->id, m->seq, pq->table, m->id, m->seq);
+}
+
+void guard_pq_marks_close(guard_pq *pq)
+{
+    char sql[GUARD_PQ_SQL_MAX];
+    guard_error ignored;
+    guard_pq_session *m = &pq->marks;
+    if (!m->rows || m->id[0] == '\0' || pq->conn == NULL || pq->cut || pq->session.poison.code != 0 ||
+        PQtransactionStatus(pq->conn) != PQTRANS_IDLE || guard_pq_is_dead(pq)) {
+        return;
+    }
+    /* Nobody waits for this row's end, so neither do we for the disk. */
+    snprintf(sql, sizeof(sql), "BEGIN; SET LOCAL synchronous_commit = off; DELETE FROM %s WHERE session = '%s'; COMMIT",
+             pq->table, m->id);
+    guard_pq_query(pq, sql, pq->options.rollback_ms, NULL, &ignored);
+    m->rows = 0;
+}
+
+/* ------------------------------------------------------------------------------------------------ install -- */
+
+static int is_there(guard_pq *pq, const guard_place *place)
+{
+    char sql[GUARD_PQ_SQL_MAX];
+    snprintf(sql, sizeof(sql), "SELECT (to_regclass('%s') IS NOT NULL)::int", pq->table);
+    return guard_pq_query_int64_at(pq, sql, 0, place) != 0;
+}
+
+/* "quoted", for a role's name; 0 when it does not fit. */
+static int quote_identifier(char *to, size_t size, const char *name)
+{
+    size_t length = 0;
+    for (const char *from = name; length + 4 < size; from++) {
+        if (from == name) {
+            to[length++] = '"';
+        }
+        if (*from == '"') {
+            to[length++] = '"';
+        }
+        to[length++] = *from == '\0' ? '"' : *from;
+        if (*from == '\0') {
+            to[length] = '\0';
+            return 1;
+        }
+    }
+    return 0;
+}
+
+void guard_pq_marker_install_at(guard_pq *pq, const char *role, const guard_place *place)
+{
+    char sql[GUARD_PQ_SQL_MAX];
+    char quoted[160];
+    guard_pq_enter(pq, NULL, place);
+    if (pq->conn != NULL && PQtransactionStatus(pq->conn) != PQTRANS_IDLE) {
+        guard_impl_misuse(place, GUARD_MISUSE_STATE, "guard_pq_marker_install inside a transaction");
+        return;
+    }
+    if (role != NULL && !quote_identifier(quoted, sizeof(quoted), role)) {
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "the role's name is too long");
+        return;
+    }
+    if (!is_there(pq, place)) {
+        snprintf(sql, sizeof(sql),
+                 "CREATE TABLE IF NOT EXISTS %s (session uuid NOT NULL, seq bigint NOT NULL, fenced boolean NOT NULL "
+                 "DEFAULT false, made timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (session, seq))",
+                 pq->table);
+        guard_pq_exec_at(NULL, pq, sql, place);
+    }
+    if (role != NULL) {
+        snprintf(sql, sizeof(sql), "GRANT SELECT, INSERT, DELETE ON %s TO %s", pq->table, quoted);
+        guard_pq_exec_at(NULL, pq, sql, place);
+    }
+}

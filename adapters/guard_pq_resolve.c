@@ -1,0 +1,389 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * guard_pq_resolve.c: finding out how a transaction ended whose COMMIT was not answered.
+ *
+ * What makes each answer true:
+ *   row      The same key is inserted, as a fence. The server makes that wait for a transaction that has inserted it and not ended.
+ *            Then either the row of that transaction is there: committed. Or the fence is: it was rolled back, or its COMMIT
+ *            message has not arrived, and when it does its own INSERT fails on the key.
+ *   probe    The transaction holds an advisory lock from its BEGIN on. Whoever gets the lock knows that it is over (a server that
+ *            restarted has neither), so that what the probe reads then is final.
+ *   status   pg_xact_status says "aborted": so it is, whether of this transaction or of a later one with its number, as then this
+ *            one was lost in a crash. "committed" may be said of the later one.
+ *
+ * The resolver's own COMMIT must not wait for standbys (synchronous_commit = local): the lost one may hang there. It runs where writing
+ * is possible: a standby knows nothing of what its primary is doing.
+ */
+#include "guard_pq_internal.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+/* ------------------------------------------------------------------------------------------------ tokens -- */
+
+typedef enum token_kind { TOKEN_BAD, TOKEN_NONE, TOKEN_STATUS, TOKEN_ROW, TOKEN_PROBE } token_kind;
+
+typedef struct token {
+    token_kind kind;
+    char id[37];
+    char number[24]; /* seq, xid or lock */
+} token;
+
+void guard_pq_token_write(const guard_pq *pq, const char *xid, char text[GUARD_TOKEN_SIZE])
+{
+    switch (pq->t.marker) {
+    case GUARD_PQ_MARKER_ROW:
+        snprintf(text, GUARD_TOKEN_SIZE, "pq:row:%s:%" PRIu64, pq->marks.id, pq->marks.seq);
+        break;
+    case GUARD_PQ_MARKER_PROBE:
+        snprintf(text, GUARD_TOKEN_SIZE, "pq:probe:%" PRIu64, pq->t.lock);
+        break;
+    case GUARD_PQ_MARKER_STATUS:
+        snprintf(text, GUARD_TOKEN_SIZE, xid[0] != '\0' ? "pq:status:%s" : "pq:none", xid);
+        break;
+    default:
+        snprintf(text, GUARD_TOKEN_SIZE, "pq:none");
+        break;
+    }
+}
+
+static int is_number(const char *text)
+{
+    size_t digits = strspn(text, "0123456789");
+    return digits > 0 && digits <= 20 && text[digits] == '\0';
+}
+
+/* It goes into SQL: nothing but hexadecimal digits, dashes and numbers is taken. */
+static token read_token(const char *text)
+{
+    token t = {.kind = TOKEN_BAD};
+    if (strcmp(text, "pq:none") == 0) {
+        t.kind = TOKEN_NONE;
+    } else if (strncmp(text, "pq:status:", 10) == 0 && is_number(text + 10)) {
+        t.kind = TOKEN_STATUS;
+        snprintf(t.number, sizeof(t.number), "%s", text + 10);
+    } else if (strncmp(text, "pq:probe:", 9) == 0 && is_number(text + 9)) {
+        t.kind = TOKEN_PROBE;
+        snprintf(t.number, sizeof(t.number), "%s", text + 9);
+    } else if (strncmp(text, "pq:row:", 7) == 0 && strspn(text + 7, "0123456789abcdef-") == 36 && text[43] == ':' &&
+               is_number(text + 44)) {
+        t.kind = TOKEN_ROW;
+        memcpy(t.id, text + 7, 36);
+        snprintf(t.number, sizeof(t.number), "%s", text + 44);
+    }
+    return t;
+}
+
+/* ------------------------------------------------------------------------------------------- one try each -- */
+
+/* How a try ended; the outcome is known, or it is worth another one, or none. */
+typedef enum verdict { VERDICT_KNOWN, VERDICT_AGAIN, VERDICT_NEVER } verdict;
+
+typedef struct attempt {
+    PGconn *conn;
+    guard_pq_doubt *doubt;
+    token t;
+    guard_pq_deadline deadline;
+    guard_outcome outcome;
+} attempt;
+
+/* Milliseconds for lock_timeout: a part of what is left, so that there is time to say so. 0 would be for ever. */
+static int lock_ms(const attempt *a, int most)
+{
+    int left = guard_pq_left(a->deadline);
+    left = left < 0 || left > most ? most : left;
+    return left > 1 ? left : 1;
+}
+
+/* After a failure: is it the moment, or the thing? The connection is put at rest where that is possible. */
+static verdict failed(attempt *a)
+{
+    guard_error ignored;
+    const char *state = a->doubt->error.sqlstate;
+    if (PQstatus(a->conn) == CONNECTION_OK && PQtransactionStatus(a->conn) == PQTRANS_INERROR) {
+        guard_pq_query_on(a->conn, "ROLLBACK", NULL, a->deadline, NULL, &ignored);
+    }
+    if (state[0] == '\0' || strncmp(state, "08", 2) == 0 || strncmp(state, "57", 2) == 0 ||
+        strncmp(state, "53", 2) == 0 || strcmp(state, "55P03") == 0 || strncmp(state, "40", 2) == 0) {
+        return VERDICT_AGAIN;
+    }
+    return VERDICT_NEVER;
+}
+
+static verdict known(attempt *a, guard_outcome outcome)
+{
+    a->outcome = outcome;
+    a->doubt->notes |= GUARD_NOTE_RESOLVED;
+    return VERDICT_KNOWN;
+}
+
+static int is_prepared(attempt *a)
+{
+    PGresult *result = NULL;
+    if (a->doubt->prepare_as == NULL) {
+        return 0;
+    }
+    guard_pq_query_on(a->conn, "SELECT 1 FROM pg_prepared_xacts WHERE database = current_database() AND gid = $1",
+                      &a->doubt->prepare_as, a->deadline, &result, &a->doubt->error);
+    int found = PQntuples(result) > 0;
+    PQclear(result);
+    return found;
+}
+
+static verdict try_row(attempt *a)
+{
+    char sql[GUARD_PQ_SQL_MAX];
+    PGresult *result = NULL;
+    const char *table = a->doubt->table;
+    if (is_prepared(a)) {
+        return known(a, GUARD_PREPARED);
+    }
+    snprintf(sql, sizeof(sql),
+             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = local; "
+             "SET LOCAL lock_timeout = %d; "
+             "INSERT INTO %s (session, seq, fenced) VALUES ('%s', %s, true) ON CONFLICT (session, seq) DO NOTHING; "
+             "SELECT fenced FROM %s WHERE session = '%s' AND seq = %s; COMMIT",
+             lock_ms(a, 1000), table, a->t.id, a->t.number, table, a->t.id, a->t.number);
+    int code = guard_pq_query_on(a->conn, sql, NULL, a->deadline, &result, &a->doubt->error);
+    int rows = PQntuples(result);
+    int fenced = rows == 1 && strcmp(PQgetvalue(result, 0, 0), "t") == 0;
+    PQclear(result);
+    if (rows == 1 && !fenced) {
+        return known(a, GUARD_COMMITTED); /* the old transaction's row, whatever becomes of ours */
+    }
+    return code == 0 && fenced ? known(a, GUARD_ROLLED_BACK) : failed(a);
+}
+
+static verdict try_probe(attempt *a)
+{
+    char sql[GUARD_PQ_SQL_MAX];
+    PGresult *result = NULL;
+    guard_error ignored;
+    guard_pq_doubt *doubt = a->doubt;
+    if (doubt->probe == NULL) {
+        guard_error_set(&doubt->error, GUARD_PQ, GUARD_PQ_TOKEN,
+                        "the transaction has a probe: it is needed to resolve it");
+        return VERDICT_NEVER;
+    }
+    if (is_prepared(a)) {
+        return known(a, GUARD_PREPARED);
+    }
+    snprintf(sql, sizeof(sql),
+             "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = %d; "
+             "SELECT pg_advisory_xact_lock(%" PRId64 ")",
+             lock_ms(a, 1000), (int64_t)strtoull(a->t.number, NULL, 10));
+    int code = guard_pq_query_on(a->conn, sql, NULL, a->deadline, NULL, &doubt->error);
+    if (code == 0) {
+        code = guard_pq_query_on(a->conn, doubt->probe, doubt->probe_key != NULL ? &doubt->probe_key : NULL,
+                                 a->deadline, &result, &doubt->error);
+    }
+    int found = PQntuples(result) > 0;
+    int answered = code == 0 && result != NULL;
+    PQclear(result);
+    if (!answered) {
+        if (code == 0) {
+            guard_error_set(&doubt->error, GUARD_PQ, GUARD_PQ_TOKEN, "the probe is not a query that returns rows");
+            guard_pq_query_on(a->conn, "ROLLBACK", NULL, a->deadline, NULL, &ignored);
+            return VERDICT_NEVER;
+        }
+        return failed(a);
+    }
+    guard_pq_query_on(a->conn, "ROLLBACK", NULL, a->deadline, NULL, &ignored);
+    return known(a, found ? GUARD_COMMITTED : GUARD_ROLLED_BACK);
+}
+
+static verdict try_status(attempt *a)
+{
+    char sql[GUARD_PQ_SQL_MAX];
+    PGresult *result = NULL;
+    guard_pq_doubt *doubt = a->doubt;
+    if (is_prepared(a)) {
+        return known(a, GUARD_PREPARED);
+    }
+    snprintf(sql, sizeof(sql), "SELECT pg_xact_status('%s'::xid8)", a->t.number);
+    int code = guard_pq_query_on(a->conn, sql, NULL, a->deadline, &result, &doubt->error);
+    char status[16];
+    guard_pq_text(status, sizeof(status), PQntuples(result) == 1 ? PQgetvalue(result, 0, 0) : "");
+    PQclear(result);
+    if (code != 0) {
+        return failed(a);
+    }
+    if (strcmp(status, "aborted") == 0) {
+        return known(a, GUARD_ROLLED_BACK);
+    }
+    guard_error_set(&doubt->error, GUARD_PQ, GUARD_PQ_TOKEN, "the server's status of transaction %s is \"%s\"",
+                    a->t.number, status[0] != '\0' ? status : "forgotten");
+    if (strcmp(status, "committed") == 0) {
+        doubt->notes |= GUARD_NOTE_STATUS_ONLY;
+        return VERDICT_NEVER;
+    }
+    return strcmp(status, "in progress") == 0 ? VERDICT_AGAIN : VERDICT_NEVER;
+}
+
+static verdict try_once(attempt *a)
+{
+    switch (a->t.kind) {
+    case TOKEN_ROW:
+        return try_row(a);
+    case TOKEN_PROBE:
+        return try_probe(a);
+    case TOKEN_STATUS:
+        return try_status(a);
+    case TOKEN_NONE:
+        if (is_prepared(a)) {
+            return known(a, GUARD_PREPARED);
+        }
+        guard_error_set(&a->doubt->error, GUARD_PQ, GUARD_PQ_TOKEN,
+                        "the transaction has no marker by which it could be found");
+        return VERDICT_NEVER;
+    default:
+        guard_error_set(&a->doubt->error, GUARD_PQ, GUARD_PQ_TOKEN, "not the token of a PostgreSQL transaction");
+        return VERDICT_NEVER;
+    }
+}
+
+/* ------------------------------------------------------------------------------------------ until it is known -- */
+
+static void pause_before_retry(guard_pq_deadline deadline, int *ms)
+{
+    int left = guard_pq_left(deadline);
+    int pause = left >= 0 && left < *ms ? left : *ms;
+    struct timespec time = {.tv_sec = pause / 1000, .tv_nsec = (long)(pause % 1000) * 1000000};
+    nanosleep(&time, NULL);
+    *ms = *ms < 200 ? *ms * 2 : *ms;
+}
+
+guard_outcome guard_pq_doubt_resolve(guard_pq_doubt *doubt, guard_pq_keywords *keywords, PGconn *conn,
+                                     guard_pq_deadline deadline)
+{
+    attempt a = {.doubt = doubt, .t = read_token(doubt->token), .deadline = deadline, .outcome = GUARD_IN_DOUBT};
+    int pause = 10;
+    verdict v = VERDICT_AGAIN;
+    PGconn *own = NULL;
+    if (a.t.kind == TOKEN_BAD || (a.t.kind == TOKEN_NONE && doubt->prepare_as == NULL)) {
+        try_once(&a); /* only to say why */
+        return GUARD_IN_DOUBT;
+    }
+    while (v == VERDICT_AGAIN) {
+        a.conn = conn;
+        conn = NULL; /* once: if that did not do, it may be the connection */
+        if (a.conn == NULL) {
+            guard_pq_keywords_set(keywords, "target_session_attrs", "read-write");
+            guard_pq_keywords copy = *keywords; /* connecting takes hosts off the lists */
+            a.conn = own = guard_pq_connect(&copy, deadline, &doubt->error);
+        }
+        if (a.conn != NULL) {
+            v = try_once(&a);
+        }
+        PQfinish(own);
+        own = NULL;
+        if (v == VERDICT_AGAIN) {
+            if (guard_pq_left(deadline) == 0) {
+                break;
+            }
+            pause_before_retry(deadline, &pause);
+        }
+    }
+    return a.outcome;
+}
+
+/* ------------------------------------------------------------------------------------------------ public -- */
+
+static guard_outcome resolve(guard_pq_doubt *doubt, guard_pq_keywords *keywords, PGconn *conn, int32_t ms,
+                             guard_error *error)
+{
+    int state;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
+    guard_outcome outcome = guard_pq_doubt_resolve(doubt, keywords, conn, guard_pq_in(ms));
+    pthread_setcancelstate(state, NULL);
+    if (error != NULL && outcome == GUARD_IN_DOUBT) {
+        *error = doubt->error;
+    }
+    return outcome;
+}
+
+static void set_doubt(guard_pq_doubt *doubt, const char *text, const guard_pq_tx_options *options)
+{
+    memset(doubt, 0, sizeof(*doubt));
+    doubt->token = text;
+    if (options != NULL) {
+        doubt->probe = options->probe;
+        doubt->probe_key = options->probe_key;
+        doubt->prepare_as = options->prepare_as;
+    }
+}
+
+guard_outcome guard_pq_resolve_at(guard_pq *pq, const char *text, const guard_pq_tx_options *options,
+                                  guard_error *error, const guard_place *place)
+{
+    guard_pq_doubt doubt;
+    guard_pq_keywords keywords;
+    guard_pq_call call;
+    if (pq == NULL || text == NULL) {
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "resolving needs a connection and a token");
+        return GUARD_IN_DOUBT;
+    }
+    if (pq->pid != getpid()) {
+        guard_impl_misuse(place, GUARD_MISUSE_STATE, "the connection belongs to the parent process");
+        return GUARD_IN_DOUBT;
+    }
+    set_doubt(&doubt, text, options);
+    doubt.table = pq->table;
+    if (pq->conn == NULL || guard_pq_keywords_of(&keywords, pq->conn, &doubt.error) != 0) {
+        if (error != NULL) {
+            guard_pq_error_gone(error);
+        }
+        return GUARD_IN_DOUBT;
+    }
+    int32_t ms = guard_pq_or(options != NULL ? options->resolve_ms : 0, pq->options.resolve_ms);
+    guard_pq_call_begin(pq, &call);
+    int usable = pq->flight == NULL && !guard_pq_is_dead(pq) && PQtransactionStatus(pq->conn) == PQTRANS_IDLE &&
+                 pq->session.tx == NULL;
+    guard_outcome outcome = resolve(&doubt, &keywords, usable ? pq->conn : NULL, ms, error);
+    /* A try that its deadline has cut short leaves the connection busy. */
+    if (usable && PQtransactionStatus(pq->conn) != PQTRANS_IDLE) {
+        guard_pq_cut(pq);
+    }
+    guard_pq_call_end(pq, &call);
+    guard_pq_keywords_close(&keywords);
+    return outcome;
+}
+
+guard_outcome guard_pq_resolve_from_at(const char *conninfo, const char *marker_table, const char *text,
+                                       const guard_pq_tx_options *options, guard_error *error, const guard_place *place)
+{
+    guard_pq_doubt doubt;
+    guard_pq_keywords keywords;
+    if (conninfo == NULL || text == NULL || (marker_table != NULL && !guard_pq_table_is_plain(marker_table))) {
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "resolving needs a connection text, a token and a plain table");
+        return GUARD_IN_DOUBT;
+    }
+    set_doubt(&doubt, text, options);
+    doubt.table = marker_table != NULL ? marker_table : "public.guard_marker";
+    guard_outcome outcome = GUARD_IN_DOUBT;
+    if (guard_pq_keywords_parse(&keywords, conninfo, &doubt.error) == 0) {
+        outcome = resolve(&doubt, &keywords, NULL, guard_pq_or(options != NULL ? options->resolve_ms : 0, 10000),
+                          error);
+    } else if (error != NULL) {
+        *error = doubt.error;
+    }
+    guard_pq_keywords_close(&keywords);
+    return outcome;
+}
+
+guard_outcome guard_pq_resolve_tx_at(guard_tx *tx, const guard_pq_tx_options *options, guard_error *error,
+                                     const guard_place *place)
+{
+    if (guard_tx_outcome(tx) != GUARD_IN_DOUBT) {
+        return guard_tx_outcome(tx);
+    }
+    guard_outcome outcome = guard_pq_resolve_at(guard_pq_of(tx), guard_tx_result(tx)->token, options, error, place);
+    if (outcome == GUARD_COMMITTED || outcome == GUARD_ROLLED_BACK) {
+        guard_tx_settle(tx, outcome);
+    }
+    return outcome;
+}

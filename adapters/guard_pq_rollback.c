@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * guard_pq_rollback.c: taking a transaction back, in bounded time, whatever is in flight.
+ *
+ *     anything --quiesce--> at rest, in a transaction --ROLLBACK, agreed--> idle
+ *        \---deadline, or dead---> socket shut: the server rolls back when it sees that. COMMIT was not sent, so that is certain.
+ */
+#include "guard_pq_internal.h"
+
+#include <string.h>
+
+int guard_pq_roll_back(guard_pq *pq, const char *sql, guard_pq_deadline deadline, guard_error *error)
+{
+    int code = 0;
+    /* A cancel that came late hits our ROLLBACK instead of its statement: it is told again. */
+    for (int tries = 0; tries < 5 && guard_pq_quiesce(pq, deadline); tries++) {
+        code = guard_pq_query_on(pq->conn, sql, NULL, deadline, NULL, error);
+        if (PQtransactionStatus(pq->conn) == PQTRANS_IDLE) {
+            return 1;
+        }
+        if (code == 0) {
+            break; /* agreed, and still in a transaction: not a server that we understand */
+        }
+    }
+    int dead = pq->conn == NULL || PQstatus(pq->conn) == CONNECTION_BAD;
+    guard_error cause = *error;
+    guard_error_set(
+        error, GUARD_TX, GUARD_TX_ROLLBACK,
+        dead ? "the connection is lost: the server rolls back by itself"
+             : "the server did not take the ROLLBACK in time: the connection is given up, and it rolls back by "
+               "itself");
+    if (code != 0) {
+        guard_error_attach(error, &cause, GUARD_CAUSE);
+    }
+    guard_pq_cut(pq);
+    return 0;
+}
+
+guard_outcome guard_pq_told_elsewhere(guard_pq *pq, guard_result *result)
+{
+    result->notes |= GUARD_NOTE_ENDED_ELSEWHERE;
+    if (pq->t.ended != GUARD_OPEN) {
+        return (guard_outcome)pq->t.ended;
+    }
+    guard_error_set(&result->error, GUARD_TX, GUARD_TX_IN_DOUBT,
+                    "the transaction was ended by somebody, and libpq did not see how");
+    result->has_error = 1;
+    return GUARD_IN_DOUBT;
+}
+
+/* The transaction was aborted by an error after which all of it may be run again. */
+static void remember_retry(guard_pq *pq)
+{
+    pq->t.retry = guard_pq_status(pq) == GUARD_TX_ABORTED && pq->t.has_error &&
+                  guard_pq_is_retryable(pq->t.error.sqlstate);
+}
+
+guard_outcome guard_pq_rollback(void *connection, guard_result *result)
+{
+    guard_pq *pq = connection;
+    guard_pq_call call;
+    guard_error error;
+    memset(&error, 0, sizeof(error));
+    if (guard_pq_status(pq) == GUARD_TX_IDLE) {
+        return guard_pq_told_elsewhere(pq, result);
+    }
+    remember_retry(pq);
+    guard_pq_call_begin(pq, &call);
+    int done = guard_pq_roll_back(pq, "ROLLBACK", guard_pq_in(pq->t.rollback_ms), &error);
+    guard_pq_call_end(pq, &call);
+    if (!done) {
+        result->error = error;
+        result->has_error = 1;
+    }
+    return GUARD_ROLLED_BACK;
+}

@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * guard_pq_wire.c: waiting with a deadline, and getting out of whatever is on the wire.
+ *
+ * libpq's own waits (PQexec, PQgetResult on a busy connection, a blocking PQflush) have no deadline: none of them is called before
+ * poll has said that it will not wait.
+ */
+#include "guard_pq_internal.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+int64_t guard_pq_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+guard_pq_deadline guard_pq_in(int32_t ms)
+{
+    return ms < 0 ? GUARD_PQ_NEVER : guard_pq_now() + ms;
+}
+
+guard_pq_deadline guard_pq_sooner(guard_pq_deadline a, guard_pq_deadline b)
+{
+    return a < b ? a : b;
+}
+
+int guard_pq_left(guard_pq_deadline deadline)
+{
+    if (deadline == GUARD_PQ_NEVER) {
+        return -1;
+    }
+    int64_t left = deadline - guard_pq_now();
+    return left <= 0 ? 0 : left > INT32_MAX ? INT32_MAX : (int)left;
+}
+
+int guard_pq_poll(PGconn *conn, short events, guard_pq_deadline deadline)
+{
+    struct pollfd entry = {.fd = PQsocket(conn), .events = events};
+    if (entry.fd < 0) {
+        return 1; /* it has failed: libpq says so */
+    }
+    for (;;) {
+        int ready = poll(&entry, 1, guard_pq_left(deadline));
+        if (ready > 0 || (ready < 0 && errno != EINTR)) {
+            return 1;
+        }
+        if (ready == 0 && guard_pq_left(deadline) == 0) {
+            return 0;
+        }
+    }
+}
+
+int guard_pq_await(PGconn *conn, guard_pq_deadline deadline)
+{
+    for (;;) {
+        /* A failing flush is kept by libpq until the server's last words have been read. */
+        int unsent = PQflush(conn) == 1;
+        if (!PQisBusy(conn) || PQstatus(conn) == CONNECTION_BAD) {
+            return 1;
+        }
+        /* TLS may have bytes that poll does not see. */
+        if (PQsslInUse(conn) && (!PQconsumeInput(conn) || !PQisBusy(conn))) {
+            return 1;
+        }
+        if (!guard_pq_poll(conn, (short)(POLLIN | (unsent ? POLLOUT : 0)), deadline)) {
+            return 0;
+        }
+        if (!PQconsumeInput(conn)) {
+            return 1;
+        }
+    }
+}
+
+int guard_pq_flush(PGconn *conn, guard_pq_deadline deadline)
+{
+    while (PQflush(conn) == 1) {
+        /* A server whose answers nobody reads stops reading. */
+        if (!guard_pq_poll(conn, POLLIN | POLLOUT, deadline)) {
+            return 0;
+        }
+        if (!PQconsumeInput(conn)) {
+            return 1;
+        }
+    }
+    return 1;
+}
+
+void guard_pq_cut(guard_pq *pq)
+{
+    pq->cut = 1;
+    if (pq->conn == NULL || PQsocket(pq->conn) < 0) {
+        return;
+    }
+    shutdown(PQsocket(pq->conn), SHUT_RDWR);
+}
+
+int guard_pq_is_dead(guard_pq *pq)
+{
+    if (pq->conn == NULL || pq->cut || PQstatus(pq->conn) == CONNECTION_BAD) {
+        return 1;
+    }
+    struct pollfd entry = {.fd = PQsocket(pq->conn), .events = POLLIN};
+    /* The end of the stream can lie behind a notice or the server's last words, in a second read. */
+    for (int reads = 0; reads < 8 && poll(&entry, 1, 0) > 0; reads++) {
+        if (!PQconsumeInput(pq->conn)) {
+            return 1;
+        }
+        PQisBusy(pq->conn); /* parses what was read */
+    }
+    return PQstatus(pq->conn) == CONNECTION_BAD;
+}
+
+/* ---------------------------------------------------------------------------------------------- quiescing -- */
+
+/* Rows of a COPY OUT, of which the cancelled server still sends some. 1 when they are over, 0 past the deadline. */
+static int drop_copy_out(PGconn *conn, guard_pq_deadline deadline)
+{
+    for (;;) {
+        char *row = NULL;
+        int length = PQgetCopyData(conn, &row, 1);
+        PQfreemem(row);
+        if (length < 0) {
+            return 1;
+        }
+        if (length == 0) {
+            if (!guard_pq_poll(conn, POLLIN, deadline)) {
+                return 0;
+            }
+            if (!PQconsumeInput(conn)) {
+                return 1;
+            }
+        }
+    }
+}
+
+static int end_copy_in(PGconn *conn, guard_pq_deadline deadline)
+{
+    int sent;
+    while ((sent = PQputCopyEnd(conn, "given up by the client")) == 0) {
+        if (!guard_pq_poll(conn, POLLIN | POLLOUT, deadline) || !PQconsumeInput(conn)) {
+            return 0;
+        }
+    }
+    return sent == 1 && guard_pq_flush(conn, deadline);
+}
+
+static void cancel_once(guard_pq *pq, int *cancelled, guard_pq_deadline deadline)
+{
+    if (!*cancelled) {
+        *cancelled = 1;
+        guard_pq_canceller_send(pq->canceller, deadline);
+    }
+}
+
+/* One step of draining: 1 to go on, 0 when nothing is left, -1 past the deadline. */
+static int drain_step(guard_pq *pq, int *cancelled, guard_pq_deadline deadline)
+{
+    PGconn *conn = pq->conn;
+    if (PQisBusy(conn)) {
+        cancel_once(pq, cancelled, deadline);
+    }
+    if (!guard_pq_await(conn, deadline)) {
+        return -1;
+    }
+    PGresult *result = PQgetResult(conn);
+    ExecStatusType status = PQresultStatus(result);
+    int more = result != NULL;
+    PQclear(result);
+    switch (more ? status : PGRES_EMPTY_QUERY) {
+    case PGRES_COPY_IN:
+        return end_copy_in(conn, deadline) ? 1 : -1;
+    case PGRES_COPY_OUT:
+        cancel_once(pq, cancelled, deadline);
+        return drop_copy_out(conn, deadline) ? 1 : -1;
+    case PGRES_COPY_BOTH:
+        return -1; /* replication: there is no orderly way out from here */
+    default:
+        return more;
+    }
+}
+
+static int drain(guard_pq *pq, guard_pq_deadline deadline)
+{
+    int cancelled = 0;
+    int step;
+    do {
+        step = PQstatus(pq->conn) == CONNECTION_BAD ? -1 : drain_step(pq, &cancelled, deadline);
+    } while (step > 0);
+    return step == 0;
+}
+
+/*
+ * A pipeline: everything up to a sync of ours. How many syncs of the program's own are before it is not known, so libpq is asked
+ * after each result whether the pipeline can be left. NULL only separates the statements.
+ */
+static int drain_pipeline(guard_pq *pq, guard_pq_deadline deadline)
+{
+    PGconn *conn = pq->conn;
+    int cancelled = 0;
+    if (PQexitPipelineMode(conn)) {
+        return 1;
+    }
+    if (!PQpipelineSync(conn)) {
+        return 0;
+    }
+    while (PQstatus(conn) != CONNECTION_BAD) {
+        if (PQisBusy(conn)) {
+            cancel_once(pq, &cancelled, deadline);
+        }
+        if (!guard_pq_await(conn, deadline)) {
+            return 0;
+        }
+        PGresult *result = PQgetResult(conn);
+        int left = (result == NULL || PQresultStatus(result) == PGRES_PIPELINE_SYNC) && PQexitPipelineMode(conn);
+        PQclear(result);
+        if (left) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+int guard_pq_quiesce(guard_pq *pq, guard_pq_deadline deadline)
+{
+    if (pq->flight != NULL) {
+        guard_pq_flight_over(pq->flight);
+    }
+    if (pq->conn == NULL || pq->cut || PQstatus(pq->conn) == CONNECTION_BAD) {
+        return 0;
+    }
+    if (PQpipelineStatus(pq->conn) != PQ_PIPELINE_OFF && !drain_pipeline(pq, deadline)) {
+        return 0;
+    }
+    return PQtransactionStatus(pq->conn) != PQTRANS_ACTIVE || drain(pq, deadline);
+}
