@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The tests' own proxy between libpq and a real server: what is passed on, cut and held is what the server did or did not get. */
+/* The tests' own proxy between libpq and a real server: what is passed on, cut and held is what the server did or did
+ * not get. */
 #include <libpq-fe.h>
 #include <poll.h>
 #include <stdio.h>
@@ -14,7 +15,7 @@ enum {
     QUIET_MS = 30,
 };
 
-/* ---- a server, and connections to it and through the proxy ----------------------------------------------------------------- */
+/* ---- a server, and connections to it and through the proxy ----------------------------------------------------- */
 
 static PGconn *connect_by(const char *conninfo)
 {
@@ -67,7 +68,8 @@ static int rows(PGconn *direct)
     return number(direct, "SELECT count(*) FROM proxied");
 }
 
-/* Until a backend is as `condition` says.  The server tells nobody, so it is asked again and again; each time is a round trip. */
+/* Until a backend is as `condition` says.  The server tells nobody, so it is asked again and again; each time is a
+ * round trip. */
 static void await_backend(PGconn *direct, int backend, int count, const char *condition)
 {
     char sql[200];
@@ -104,7 +106,7 @@ enum {
     ANSWER_BYTES = (1 + 4 + sizeof "COMMIT") + (1 + 4 + 1), /* CommandComplete, ReadyForQuery */
 };
 
-/* ---- the tests -------------------------------------------------------------------------------------------------------------- */
+/* ---- the tests ------------------------------------------------------------------------------------------------- */
 
 START_TEST(libpq_works_through_it)
 {

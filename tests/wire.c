@@ -10,11 +10,13 @@
  *         `----- the source is over and all has been passed on: the sink is told ----------------> ENDED
  *
  * What must hold:
- * - A flow reads only when it has passed on what it read before, so that the order of bytes and faults is that of the bytes alone.
+ * - A flow reads only when it has passed on what it read before, so that the order of bytes and faults is that of the
+ *   bytes alone.
  * - passed never exceeds fault.after while a fault is armed: a send is bounded by it.
- * - An end that was cut off (source_over, but its own close has not been seen) is read and dropped, since closing a TCP socket with
- *   unread bytes sends a reset where an orderly end was asked for.
- * - A socket whose events nobody wants is not polled at all: poll() reports a hang-up whether asked or not, and the thread would spin.
+ * - An end that was cut off (source_over, but its own close has not been seen) is read and dropped, since closing a
+ *   TCP socket with unread bytes sends a reset where an orderly end was asked for.
+ * - A socket whose events nobody wants is not polled at all: poll() reports a hang-up whether asked or not, and the
+ *   thread would spin.
  * - A descriptor is closed on the proxy's thread only.
  */
 #include "wire.h"
@@ -39,9 +41,10 @@ int64_t wire_now(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* ---- ending a socket -------------------------------------------------------------------------------------------------------- */
+/* ---- ending a socket ------------------------------------------------------------------------------------------- */
 
-/* What this kernel has not yet sent; what the peer has and has not yet acknowledged is not among it.  A Unix socket has none. */
+/* What this kernel has not yet sent; what the peer has and has not yet acknowledged is not among it.  A Unix socket
+ * has none. */
 static bool has_unsent(int socket)
 {
     struct tcp_info info;
@@ -50,8 +53,8 @@ static bool has_unsent(int socket)
     return getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 && info.tcpi_notsent_bytes > 0;
 }
 
-/* A reset overtakes what is unsent, which is what a peer that reads nothing has no room for.  No event tells, hence the look each
- * millisecond; a connection that is lost ends it. */
+/* A reset overtakes what is unsent, which is what a peer that reads nothing has no room for.  No event tells, hence
+ * the look each millisecond; a connection that is lost ends it. */
 static void let_unsent_leave(int socket)
 {
     int64_t deadline = wire_now() + UNSENT_MS;
@@ -60,8 +63,9 @@ static void let_unsent_leave(int socket)
     }
 }
 
-/* Neither close() with a zero linger nor plain close() does it: a test may have forked, and its child's copy of the descriptor
- * keeps the connection. Disconnecting resets the connection itself; on a Unix socket it fails, and shutdown() ends it. */
+/* Neither close() with a zero linger nor plain close() does it: a test may have forked, and its child's copy of the
+ * descriptor keeps the connection. Disconnecting resets the connection itself; on a Unix socket it fails, and
+ * shutdown() ends it. */
 static void close_end(wire *w, int end)
 {
     if (w->socket[end] >= 0) {
@@ -127,7 +131,7 @@ static void cut_now(wire *w, unsigned how)
     w->draining = false;
 }
 
-/* ---- faults ----------------------------------------------------------------------------------------------------------------- */
+/* ---- faults ---------------------------------------------------------------------------------------------------- */
 
 static void cut(wire *w, wire_direction direction, unsigned how)
 {
@@ -170,7 +174,7 @@ static void fire(wire *w, wire_direction direction)
     }
 }
 
-/* ---- the flow of bytes ------------------------------------------------------------------------------------------------------ */
+/* ---- the flow of bytes ----------------------------------------------------------------------------------------- */
 
 static bool wants_input(const wire *w, wire_direction direction)
 {
@@ -318,7 +322,7 @@ static void close_when_over(wire *w)
     w->over = true;
 }
 
-/* ---- what the proxy calls --------------------------------------------------------------------------------------------------- */
+/* ---- what the proxy calls -------------------------------------------------------------------------------------- */
 
 void wire_expect(wire *w, unsigned number)
 {

@@ -2,8 +2,9 @@
 /*
  * wire: one connection through wire_proxy: two sockets, a flow of bytes each way, and the faults that await them.
  *
- * Private to wire_proxy.c, which owns the thread and the lock: every function here is called with the lock held, and those that
- * use the sockets on the proxy's thread.  None of them blocks, but for a reset that waits for bytes to leave (wire.c).
+ * Private to wire_proxy.c, which owns the thread and the lock: every function here is called with the lock held, and
+ * those that use the sockets on the proxy's thread.  None of them blocks, but for a reset that waits for bytes to
+ * leave (wire.c).
  */
 #ifndef WIRE_H
 #define WIRE_H

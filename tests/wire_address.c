@@ -56,8 +56,8 @@ static int fail(int socket)
     return -1;
 }
 
-/* Nagle would keep a small piece back until the one before it is acknowledged, which a kernel may put off for 40 ms: a wire that is cut
- * byte by byte would take that long for each. A Unix socket refuses the option and needs none. */
+/* Nagle would keep a small piece back until the one before it is acknowledged, which a kernel may put off for 40 ms:
+ * a wire that is cut byte by byte would take that long for each. A Unix socket refuses the option and needs none. */
 void wire_send_at_once(int socket)
 {
     int on = 1;
@@ -77,10 +77,10 @@ int wire_address_connect(const wire_address *a)
     return s;
 }
 
-/* ---- listening -------------------------------------------------------------------------------------------------------------- */
+/* ---- listening ------------------------------------------------------------------------------------------------- */
 
-/* Bound but not listening, it keeps the port while connections are refused. Bound without SO_REUSEADDR, the kernel chose a port
- * that nobody has; with it from then on, the listening socket may have the same. */
+/* Bound but not listening, it keeps the port while connections are refused. Bound without SO_REUSEADDR, the kernel
+ * chose a port that nobody has; with it from then on, the listening socket may have the same. */
 static int keep_port(wire_address *a)
 {
     int on = 1;

@@ -5,11 +5,12 @@
  *      opened ---- wire_proxy_close ----> stopping ---- the thread has ended ----> freed
  *
  * What must hold:
- * - One lock guards all. The thread holds it but while it polls and while it connects to the server, so that a call sees, and
- *   changes, a state between two turns: a fault is armed before or after a byte, never in its middle.
- * - Only the thread uses, opens and closes sockets. A call that needs it (release, cut, admit) leaves a request, wakes it, and
- *   waits until it is done.
- * - No allocation after wire_proxy_open: all wires are part of the proxy, and one that is over is used again, the oldest first.
+ * - One lock guards all. The thread holds it but while it polls and while it connects to the server, so that a call
+ *   sees, and changes, a state between two turns: a fault is armed before or after a byte, never in its middle.
+ * - Only the thread uses, opens and closes sockets. A call that needs it (release, cut, admit) leaves a request,
+ *   wakes it, and waits until it is done.
+ * - No allocation after wire_proxy_open: all wires are part of the proxy, and one that is over is used again, the
+ *   oldest first.
  */
 #include "wire_proxy.h"
 
@@ -66,7 +67,7 @@ _Noreturn static void give_up(const char *what)
     abort();
 }
 
-/* ---- wires ------------------------------------------------------------------------------------------------------------------ */
+/* ---- wires ----------------------------------------------------------------------------------------------------- */
 
 static wire *find_wire(wire_proxy *p, unsigned number)
 {
@@ -124,7 +125,7 @@ static void take_connection(wire_proxy *p)
     turn_wire(w);
 }
 
-/* ---- the thread ------------------------------------------------------------------------------------------------------------- */
+/* ---- the thread ------------------------------------------------------------------------------------------------ */
 
 static void serve_request(wire_proxy *p)
 {
@@ -255,7 +256,7 @@ static void ask(wire_proxy *p, request_kind request, unsigned number, unsigned h
     pthread_mutex_unlock(&p->lock);
 }
 
-/* ---- opening and closing ---------------------------------------------------------------------------------------------------- */
+/* ---- opening and closing --------------------------------------------------------------------------------------- */
 
 static bool start_thread(wire_proxy *p)
 {
@@ -359,7 +360,7 @@ void wire_proxy_admit(wire_proxy *p, wire_admission admission)
     ask(p, REQUEST_ADMIT, 0, admission);
 }
 
-/* ---- looking ---------------------------------------------------------------------------------------------------------------- */
+/* ---- looking --------------------------------------------------------------------------------------------------- */
 
 unsigned wire_proxy_connections(wire_proxy *p)
 {
@@ -453,7 +454,7 @@ size_t wire_proxy_withheld(wire_proxy *p, unsigned number, wire_direction direct
     return have;
 }
 
-/* ---- faults ----------------------------------------------------------------------------------------------------------------- */
+/* ---- faults ---------------------------------------------------------------------------------------------------- */
 
 /* With the lock held; NULL if it has ended. */
 static wire *open_wire(wire_proxy *p, unsigned number)
