@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 static char folder[64];
@@ -56,6 +57,8 @@ sqlite3 *database_raw(const char *path)
     int rc = sqlite3_open(path, &raw);
     ck_assert_msg(rc == SQLITE_OK, "%s: %s", path, sqlite3_errmsg(raw));
     sqlite3_busy_timeout(raw, 5000);
+    /* The tests look at what is in the files, not at what is on the disk. */
+    database_exec(raw, "PRAGMA synchronous = OFF");
     return raw;
 }
 
@@ -85,15 +88,13 @@ long long database_number(const char *path, const char *sql)
     return number;
 }
 
-void database_check(const char *path)
+void database_check(sqlite3 *raw)
 {
-    sqlite3 *raw = database_raw(path);
     sqlite3_stmt *stmt = NULL;
     ck_assert_int_eq(sqlite3_prepare_v2(raw, "PRAGMA integrity_check", -1, &stmt, NULL), SQLITE_OK);
     ck_assert_int_eq(sqlite3_step(stmt), SQLITE_ROW);
     ck_assert_str_eq((const char *)sqlite3_column_text(stmt, 0), "ok");
     sqlite3_finalize(stmt);
-    sqlite3_close(raw);
 }
 
 static void copy_file(const char *from, const char *to)
@@ -118,7 +119,15 @@ const char *database_crash_copy(const char *path, int number)
 {
     static const char *const parts[] = {"", "-journal", "-wal"};
     static char copy[128];
+    int status;
     snprintf(copy, sizeof(copy), "%s.crash%d", path, number);
+    /* In a process of its own: closing a descriptor of the file here would drop the locks of SQLite's. */
+    pid_t child = fork();
+    if (child != 0) {
+        ck_assert_int_eq(waitpid(child, &status, 0), child);
+        ck_assert_int_eq(status, 0);
+        return copy;
+    }
     for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
         char from[160];
         char to[160];
@@ -126,7 +135,7 @@ const char *database_crash_copy(const char *path, int number)
         snprintf(to, sizeof(to), "%s%s", copy, parts[i]);
         copy_file(from, to);
     }
-    return copy;
+    _exit(0);
 }
 
 const guard_error *expect_panic(guard_fn *fn, void *arg, int domain, int code)

@@ -34,7 +34,7 @@ long long database_number_on(sqlite3 *raw, const char *sql);
 const char *database_crash_copy(const char *path, int number);
 
 /* "ok" from PRAGMA integrity_check, else the test fails. */
-void database_check(const char *path);
+void database_check(sqlite3 *raw);
 
 /* Runs fn(arg) in a border, and fails the test unless it panics with this domain and code. Returns the error, the helper's. */
 const guard_error *expect_panic(guard_fn *fn, void *arg, int domain, int code);
