@@ -159,7 +159,14 @@ guard_ticket guard_impl_defer_recover(guard_scope *scope, guard_recover_fn *fn, 
 static void *copy_place(guard_stack *stack, guard_scope *scope, size_t size, uint32_t *flags)
 {
     *flags = size <= GUARD_COPY_INLINE ? GUARD_IMPL_COPY : GUARD_IMPL_HEAP_COPY;
-    return size <= GUARD_COPY_INLINE ? (void *)guard_record_take(stack, scope) : guard_memory_take(size);
+    if (*flags == GUARD_IMPL_HEAP_COPY) {
+        return guard_memory_take(size);
+    }
+    guard_impl_record *bytes = guard_record_take(stack, scope);
+    if (bytes != NULL) {
+        bytes->flags = GUARD_IMPL_INERT;
+    }
+    return bytes;
 }
 
 guard_ticket guard_impl_defer_copy(guard_scope *scope, guard_fn *fn, const void *data, size_t size,
@@ -213,6 +220,7 @@ static void reserve_add(guard_scope *scope, guard_impl_record *record)
 {
     guard_impl_record **at = scope->reserved > 0 ? reserve_find(scope) : NULL;
     if (at != NULL) {
+        record->flags = GUARD_IMPL_INERT;
         record->next = (*at)->arg;
         (*at)->arg = record;
     } else {

@@ -195,7 +195,7 @@ typedef enum guard_when { GUARD_ALWAYS = 0, GUARD_ON_FAILURE = 1, GUARD_ON_SUCCE
 typedef struct guard_kind {
     const char *name;  /* "file", "sqlite transaction" */
     guard_fn *release; /* gives the object back; may panic, see ERRORS */
-    guard_fn *child;   /* instead of release in a forked child; NULL: nothing */
+    guard_fn *child;   /* instead of release in a forked child, see guard_process.h; NULL: nothing */
     size_t (*describe)(const void *object, char *text, size_t size); /* as snprintf; may be NULL */
     unsigned flags;                                                  /* GUARD_KIND_... */
     guard_fn *dismiss;                                               /* frees what the object is besides the resource */
@@ -204,6 +204,8 @@ typedef struct guard_kind {
 
 #define GUARD_KIND_HEAP 1U  /* the object does not lie on the stack: it may be released after its frame is gone */
 #define GUARD_KIND_FIXED 2U /* guard_move refuses it */
+#define GUARD_KIND_AT_FORK \
+    4U /* child runs in fork(2) itself, in the child, also for other threads' objects: async-signal-safe, no panic */
 
 /*
  * Names one registration. A ticket that was run, dismissed or released is stale, and using it is misuse. A zeroed
@@ -225,6 +227,7 @@ struct guard_scope {
     uint32_t dead;
     uint32_t sweep;
     uint32_t reserved;
+    int64_t deadline; /* set only where a flag says so */
 };
 
 /* ------------------------------------------------------------------------------------------------ scopes -- */
@@ -480,10 +483,12 @@ struct guard_impl_record {
 #define GUARD_IMPL_WHEN 3U
 #define GUARD_IMPL_KIND 4U
 #define GUARD_IMPL_RECOVER 8U
-#define GUARD_IMPL_COPY 16U      /* arg is another record that carries the bytes */
-#define GUARD_IMPL_HEAP_COPY 32U /* arg is allocated */
-#define GUARD_IMPL_DEAD 64U      /* dismissed, waits to be swept */
-#define GUARD_IMPL_RESERVED 128U /* no registration: heads the records that guard_reserve put aside, by arg */
+#define GUARD_IMPL_COPY 16U       /* arg is another record that carries the bytes */
+#define GUARD_IMPL_HEAP_COPY 32U  /* arg is allocated */
+#define GUARD_IMPL_DEAD 64U       /* dismissed, waits to be swept */
+#define GUARD_IMPL_RESERVED 128U  /* no registration: heads the records that guard_reserve put aside, by arg */
+#define GUARD_IMPL_INHERITED 256U /* the parent's, in a forked child */
+#define GUARD_IMPL_INERT 512U     /* no registration: carries the bytes of one, or is put aside */
 
 struct guard_impl_stack {
     guard_scope *top;

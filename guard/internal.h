@@ -8,12 +8,15 @@
 #ifndef GUARD_INTERNAL_H
 #define GUARD_INTERNAL_H
 
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 
 #include <guard/guard.h>
+#include <guard/guard_cancel.h>
+#include <guard/guard_process.h>
 
 _Static_assert(sizeof(guard_error) <= 1024, "guard_error is at most 1 KiB");
 _Static_assert(sizeof(guard_impl_record) <= 48, "a record is at most 48 bytes");
@@ -23,6 +26,9 @@ _Static_assert(sizeof(guard_impl_record) <= 48, "a record is at most 48 bytes");
 #define SCOPE_LEAVING \
     GUARD_IMPL_SCOPE_LEAVING /* an automatic close runs its records: a panic from them must come back to it */
 #define SCOPE_CLOSING 4U     /* an explicit close runs its records */
+#define SCOPE_UNWINDING 8U   /* a panic or the exit of the thread runs its records, or has run them */
+#define SCOPE_MASKED 16U     /* guard_mask */
+#define SCOPE_DEADLINE 32U   /* its deadline is set */
 
 /* ------------------------------------------------------------------------------------------------- pool -- */
 
@@ -30,6 +36,8 @@ _Static_assert(sizeof(guard_impl_record) <= 48, "a record is at most 48 bytes");
 #define POOL_FIRST 64U
 /* Records in a chunk: 48 KiB, so that the header and malloc's own are below 0.1 % of it. */
 #define POOL_CHUNK 1024U
+/* Flags that mark a free record while a pool is walked; no registration has all of these. */
+#define RECORD_FREE UINT32_MAX
 
 typedef struct guard_chunk {
     struct guard_chunk *next;
@@ -86,7 +94,7 @@ static inline void guard_pool_give(guard_pool *pool, guard_impl_record *record)
 /* A panic that an automatic close could not raise at once. */
 typedef enum guard_held { HELD_NONE, HELD_WAITING } guard_held;
 
-typedef struct guard_stack {
+struct guard_stack {
     guard_impl_stack_t hot; /* first: the inline path's view */
     guard_pool pool;
     guard_impl_border *border; /* innermost */
@@ -94,14 +102,29 @@ typedef struct guard_stack {
     void *leaving;             /* innermost automatic close, where it needs setjmp */
     guard_held held;
     guard_error held_error;
+    guard_scope orphans; /* on no list: registrations whose scope was passed without being run, see orphan.c */
+    guard_stack *next;   /* of all stacks, under the life lock */
+    guard_stack **at;
+    bool is_swapped; /* a fiber's stack, which a thread uses at the moment */
     guard_impl_record records[POOL_FIRST];
-} guard_stack;
+};
 
 /* The thread's stack, NULL before its first use. guard_impl_stack is the same but NULL while a panic is held. */
 extern __thread guard_stack *guard_stack_own __attribute__((tls_model("initial-exec"), visibility("hidden")));
 
 /* Makes it if need be; NULL when there is no memory. */
 guard_stack *guard_stack_make(void);
+/* Fills in an empty stack. */
+void guard_stack_open(guard_stack *stack);
+/* Releases or reports what is still registered on it, gives its records back, takes it off the list of all stacks. */
+void guard_stack_close(guard_stack *stack);
+/*
+ * What becomes of a held panic when nobody is left to raise it to: fatal. But that scopes were passed without being run is only noted: a
+ * thread that is cancelled in code without -fexceptions does that, see orphan.c.
+ */
+void guard_stack_end_held(guard_stack *stack);
+/* Makes it the one that this thread uses. */
+void guard_stack_use(guard_stack *stack);
 /* The same, panicking. */
 guard_stack *guard_stack_here(void);
 
@@ -110,9 +133,14 @@ extern guard_impl_stack_t guard_owner_mark;
 
 struct guard_owner {
     guard_scope scope; /* first */
+    guard_owner *next; /* of all owners, under the life lock */
+    guard_owner **at;
     guard_impl_record *free;
     guard_pool pool;
 };
+
+/* It is empty: gives its memory back. */
+void guard_owner_free(guard_owner *owner);
 
 static inline bool guard_scope_is_owner(const guard_scope *scope)
 {
@@ -123,6 +151,99 @@ static inline guard_pool *guard_scope_pool(guard_stack *stack, guard_scope *scop
 {
     return guard_scope_is_owner(scope) ? &((guard_owner *)(void *)scope)->pool : &stack->pool;
 }
+
+/* ---------------------------------------------------------------------------------------------- threads -- */
+
+/* What a thread has besides its stack of scopes. */
+typedef struct guard_thread {
+    guard_stack stack; /* its own; first */
+    struct guard_thread *next;
+    struct guard_thread **at;
+    pthread_t id;
+    uint32_t *attention; /* its guard_impl_attention */
+    int wake;            /* eventfd of guard_cancel_descriptor; -1: none */
+    bool is_woken;       /* wake is readable */
+    pthread_mutex_t lock;
+    guard_interrupt *interrupts; /* under lock */
+} guard_thread;
+
+extern __thread guard_thread *guard_thread_own __attribute__((tls_model("initial-exec"), visibility("hidden")));
+
+/*
+ * The life lock protects what one thread must know of others: the lists of threads, stacks and owners, and their wake descriptors. It
+ * is held over fork. A thread's own lock is taken after it. No function of the program's runs under it but those of guard_interrupt.
+ */
+extern pthread_mutex_t guard_life_lock __attribute__((visibility("hidden")));
+extern guard_thread *guard_threads __attribute__((visibility("hidden")));
+extern guard_stack *guard_stacks __attribute__((visibility("hidden")));
+extern guard_owner *guard_owners __attribute__((visibility("hidden")));
+
+/* Registers the fork handlers; once. 0 or errno. */
+int guard_fork_prepare(void);
+
+/* Bits of guard_impl_attention. */
+#define ATTENTION_CANCEL 1U   /* guard_cancel_thread */
+#define ATTENTION_SIGNAL 2U   /* the process may be cancelled by a signal */
+#define ATTENTION_DEADLINE 4U /* a scope may have a deadline */
+#define ATTENTION_HELD 8U     /* a panic is held */
+
+static inline void guard_attention_set(uint32_t *attention, uint32_t bits)
+{
+    __atomic_fetch_or(attention, bits, __ATOMIC_SEQ_CST);
+}
+
+static inline void guard_attention_clear(uint32_t *attention, uint32_t bits)
+{
+    __atomic_fetch_and(attention, ~bits, __ATOMIC_SEQ_CST);
+}
+
+/* ------------------------------------------------------------------------------------------ cancellation -- */
+
+/* Nanoseconds of CLOCK_MONOTONIC; async-signal-safe. */
+int64_t guard_clock(void);
+#define CLOCK_NEVER INT64_MAX
+
+/* What counts at this place: whether a mask is on, and the nearest deadline inside it. */
+typedef struct guard_limits {
+    bool is_masked;
+    int64_t deadline;
+} guard_limits;
+guard_limits guard_limits_here(const guard_stack *stack);
+
+/* When the signal's cancel is due (CLOCK_NEVER: not asked for, or without end). */
+int64_t guard_signal_due(void);
+/* What a new thread, or one whose attention was cleared, must know. */
+bool guard_signal_is_pending(void);
+/* Starts the watcher where a signal may need it, which a forked child lacks. Under the life lock. */
+void guard_signal_watch(void);
+/* After fork, in the child. */
+void guard_signal_forget(void);
+
+/* Makes the thread's waits end. Under the life lock. */
+void guard_thread_wake(guard_thread *thread);
+
+/* watch.c: the thread that wakes others. Starts it if need be; 0 or errno. Under the life lock. */
+int guard_watch_start(void);
+/* The thread was cancelled: interrupts its foreign call, if it is in one. Under the life lock. */
+void guard_thread_interrupt(guard_thread *thread);
+/* Makes it look again. Async-signal-safe. */
+void guard_watch_poke(void);
+/* After fork, in the child, where it does not run. */
+void guard_watch_forget(void);
+
+/* ---------------------------------------------------------------------------------------------- orphans -- */
+
+/*
+ * Makes orphans of the registrations whose scopes lie in [low, high): takes them off these scopes without reading them. Returns how many.
+ */
+uint32_t guard_orphans_collect(guard_stack *stack, uintptr_t low, uintptr_t high);
+/* The same for scopes in frames of this thread that are gone: below `frame`. -1 where that cannot be told (a fiber, another stack). */
+int guard_orphans_below(guard_stack *stack, const void *frame);
+/* The stack's frames are all gone: releases the kinds with GUARD_KIND_HEAP, reports the others. */
+void guard_orphans_release(guard_stack *stack);
+
+/* Runs every open scope of the stack as failed, borders cut. Fatal when a panic of them is not recovered. */
+void guard_stack_unwind(guard_stack *stack);
 
 /* ------------------------------------------------------------------------------------------------ panic -- */
 
@@ -142,7 +263,7 @@ struct guard_recovery {
 /* Raises *error, which lies in a frame that stays alive; `place` is NULL where the error has its place. */
 GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error, const guard_place *place);
 
-/* Holds *error back until the next call of the library. */
+/* Holds *error back until the next call of the library; attaches it where one is held already. */
 void guard_hold(guard_stack *stack, const guard_error *error);
 /* Takes the held error into *error. */
 void guard_unhold(guard_stack *stack, guard_error *error);
@@ -156,6 +277,8 @@ void guard_record_run(guard_stack *stack, guard_scope *scope, guard_recovery *pa
 guard_impl_record *guard_record_take(guard_stack *stack, guard_scope *scope);
 /* NULL if the thread can register on `scope`, else what is wrong with it and its guard_misuse_code. */
 const char *guard_scope_objection(const guard_stack *stack, const guard_scope *scope, int *code);
+/* In a forked child: what happens to an inherited registration in place of its run. The record is off its scope. */
+void guard_inherited_run(guard_pool *pool, guard_impl_record *record);
 /* Gives back what a record carries besides itself. */
 void guard_record_drop(guard_pool *pool, guard_impl_record *record);
 /* The scope has no records left, `count` were run: unlinks it; frees an owner. */

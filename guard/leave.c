@@ -79,15 +79,38 @@ static void leave_record(void *memory)
  * One place calls everything that may panic, and it is in the loop: a compiler that moves unlikely calls into a part of their own
  * (.cold) would move the frame out of the function that leave_look knows.
  */
+typedef struct leave_state {
+    guard_stack *stack;
+    guard_scope *scope;
+    uint32_t count;
+} leave_state;
+
+/*
+ * The end of the loop, also when a foreign unwind (pthread_cancel) out of a deferred function passes it: then the rest runs in a frame of
+ * its own, as any close does.
+ */
+static inline __attribute__((always_inline)) void leave_end(const leave_state *state)
+{
+    guard_stack *stack = state->stack;
+    guard_scope *scope = state->scope;
+    if (GUARD_IMPL_UNLIKELY(scope->head != NULL || stack->hot.top != scope)) {
+        guard_impl_leave_run(scope);
+        return;
+    }
+    stack->hot.top = scope->outer;
+    scope->stack = NULL;
+    guard_pool_freed(&stack->pool, state->count);
+}
+
 static inline __attribute__((always_inline)) void leave_loop(guard_stack *stack, guard_scope *scope)
 {
-    uint32_t count = 0;
+    leave_state state __attribute__((cleanup(leave_end))) = {stack, scope, 0};
     scope->flags |= SCOPE_LEAVING;
     while (scope->head != NULL) {
         guard_impl_record *record = scope->head;
         guard_fn *fn = leave_record;
         void *arg = scope;
-        count++;
+        state.count++;
         if (GUARD_IMPL_UNLIKELY(stack->held == HELD_WAITING)) {
             fn = leave_held;
         } else if (GUARD_IMPL_LIKELY(record->flags == 0)) {
@@ -99,14 +122,12 @@ static inline __attribute__((always_inline)) void leave_loop(guard_stack *stack,
         }
         guard_impl_call(arg, fn);
     }
-    stack->hot.top = scope->outer;
-    scope->stack = NULL;
-    guard_pool_freed(&stack->pool, count);
 }
 
-/* Hands the records of scopes that were left open in this frame to `scope`. Those in frames that are gone cannot be read. */
-static void leave_adopt(guard_stack *stack, guard_scope *scope, const void *frame)
+/* Hands the records of scopes that were left open in this frame to `scope`. Returns how many scopes that were. */
+static int leave_adopt(guard_stack *stack, guard_scope *scope, const void *frame)
 {
+    int count = 0;
     guard_scope *inner = stack->hot.top;
     for (; inner != scope && (uintptr_t)inner > (uintptr_t)frame && !guard_scope_is_owner(inner);
          inner = inner->outer) {
@@ -119,24 +140,36 @@ static void leave_adopt(guard_stack *stack, guard_scope *scope, const void *fram
         scope->dead += inner->dead;
         scope->reserved += inner->reserved;
         inner->stack = NULL;
+        count++;
     }
     stack->hot.top = scope;
+    return count;
 }
 
 /* Returns false where there is nothing that could be closed. */
 static __attribute__((noinline)) bool leave_mend(guard_stack *stack, guard_scope *scope, const void *frame)
 {
-    if (stack == NULL) {
-        return false;
+    if (stack == NULL || (scope->stack == NULL && (scope->flags & SCOPE_UNWINDING))) {
+        return false; /* a panic or the thread's exit has closed it, and a foreign unwind passes the frame afterwards */
     }
     bool open = scope->stack == &stack->hot;
+    if (open && leave_adopt(stack, scope, frame) == 0) {
+        /* The scopes inside it lie in frames that are gone. Where they had nothing to run, nothing is lost. */
+        int lost = guard_orphans_below(stack, frame);
+        if (lost == 0) {
+            return true;
+        }
+        if (lost > 0 && stack->border == NULL) {
+            guard_note(
+                "%d deferred functions wait for the end of their thread: their scopes were left without unwinding",
+                lost);
+            return true;
+        }
+    }
     guard_error error;
     guard_error_set(&error, GUARD_MISUSE, GUARD_MISUSE_SCOPE,
                     open ? "a scope ended while a scope inside it was open"
                          : "a scope ended that is not open here: closed before, or jumped into past its opening");
-    if (open) {
-        leave_adopt(stack, scope, frame);
-    }
     guard_misuse_hold(stack, &error);
     return open;
 }
@@ -230,6 +263,11 @@ typedef struct leave_frame {
     jmp_buf env;
 } leave_frame;
 
+static void leave_frame_end(leave_frame *frame)
+{
+    guard_stack_own->leaving = frame->outer;
+}
+
 /* Apart from setjmp, so that its locals live on over a jump. */
 static __attribute__((noinline)) void leave_loop_here(guard_stack *stack, guard_scope *scope)
 {
@@ -243,13 +281,12 @@ void guard_impl_leave_run(guard_scope *scope)
         !leave_mend(stack, scope, __builtin_frame_address(0))) {
         return;
     }
-    leave_frame frame;
+    leave_frame frame __attribute__((cleanup(leave_frame_end)));
     frame.outer = stack->leaving;
     frame.scope = scope;
     stack->leaving = &frame;
     (void)_setjmp(frame.env);
     leave_loop_here(stack, scope);
-    stack->leaving = frame.outer;
 }
 
 void guard_leave_resume(guard_stack *stack, const guard_scope *scope)

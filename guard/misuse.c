@@ -42,8 +42,6 @@ void guard_misuse_hold(guard_stack *stack, const guard_error *error)
         guard_error copy;
         guard_error_copy(&copy, error);
         guard_raise(stack, &copy, NULL); /* uncaught, so it does not jump */
-    } else if (stack->held == HELD_WAITING) {
-        guard_error_attach(&stack->held_error, error, GUARD_ATTACHED);
     } else {
         guard_hold(stack, error);
     }

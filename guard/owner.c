@@ -18,7 +18,27 @@ guard_owner *guard_owner_new(void)
     memset(&owner->scope, 0, sizeof owner->scope);
     owner->scope.stack = &guard_owner_mark;
     guard_pool_open(&owner->pool, &owner->free, NULL, 0);
+    pthread_mutex_lock(&guard_life_lock);
+    owner->next = guard_owners;
+    owner->at = &guard_owners;
+    if (owner->next != NULL) {
+        owner->next->at = &owner->next;
+    }
+    guard_owners = owner;
+    pthread_mutex_unlock(&guard_life_lock);
     return owner;
+}
+
+void guard_owner_free(guard_owner *owner)
+{
+    pthread_mutex_lock(&guard_life_lock);
+    *owner->at = owner->next;
+    if (owner->next != NULL) {
+        owner->next->at = owner->at;
+    }
+    pthread_mutex_unlock(&guard_life_lock);
+    guard_pool_close(&owner->pool);
+    guard_deallocate(owner);
 }
 
 guard_scope *guard_owner_scope(guard_owner *owner)

@@ -64,14 +64,29 @@ static const guard_scope *panic_end(const guard_recovery *panic)
     return panic->target == panic->border ? panic->border->scope : panic->target;
 }
 
+/*
+ * A scope that a foreign jump passed has been written over, and so is what lies beyond it on the list: all of it is in frames that this
+ * panic ends or that are gone. See orphan.c.
+ */
+static __attribute__((noinline)) void panic_give_up(guard_stack *stack, const guard_scope *end)
+{
+    guard_scope *border_scope = (guard_scope *)(uintptr_t)end;
+    stack->hot.top = border_scope;
+    guard_orphans_collect(stack, 0, border_scope != NULL ? (uintptr_t)border_scope : UINTPTR_MAX);
+}
+
 /* Runs the records of the scopes inside `end` in the name of the panic, and once it is recovered, in nobody's. */
 static void panic_run(guard_stack *stack, guard_recovery *panic, const guard_scope *end)
 {
     while (stack->hot.top != end) {
         guard_scope *scope = stack->hot.top;
+        if (GUARD_IMPL_UNLIKELY(scope->stack != &stack->hot && !guard_scope_is_owner(scope))) {
+            panic_give_up(stack, end);
+            return;
+        }
         uint32_t count = 0;
         panic->scope = scope;
-        scope->flags |= SCOPE_CLOSING;
+        scope->flags |= SCOPE_CLOSING | SCOPE_UNWINDING;
         for (; scope->head != NULL; count++) {
             guard_record_run(stack, scope, panic->recovered ? NULL : panic, true);
             if (panic->recovered) {
@@ -150,9 +165,19 @@ GUARD_NORETURN static void panic_land_border(guard_stack *stack, guard_recovery 
     longjmp(border->env, border->state);
 }
 
+/* A foreign unwind out of a deferred function passes the panic that runs it: nothing must refer to its frame any more. */
+static void panic_pass(guard_recovery *panic)
+{
+    guard_stack *stack = guard_stack_own;
+    if (stack->panic == panic) {
+        stack->panic = panic->prev;
+    }
+}
+
 GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error, const guard_place *place)
 {
-    guard_recovery here = {.prev = stack->panic, .error = error, .place = place, .border = stack->border};
+    guard_recovery here __attribute__((cleanup(panic_pass))) = {
+        .prev = stack->panic, .error = error, .place = place, .border = stack->border};
     guard_recovery *panic = &here;
     panic_take_held(stack, panic, GUARD_REPLACED);
     for (;;) {
@@ -184,9 +209,14 @@ GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error, const gu
 
 void guard_hold(guard_stack *stack, const guard_error *error)
 {
+    if (stack->held == HELD_WAITING) {
+        guard_error_attach(&stack->held_error, error, GUARD_ATTACHED);
+        return;
+    }
     guard_error_copy(&stack->held_error, error);
     stack->held = HELD_WAITING;
     guard_impl_stack = NULL;
+    guard_attention_set(&guard_impl_attention, ATTENTION_HELD);
 }
 
 void guard_unhold(guard_stack *stack, guard_error *error)
@@ -194,6 +224,7 @@ void guard_unhold(guard_stack *stack, guard_error *error)
     guard_error_copy(error, &stack->held_error);
     stack->held = HELD_NONE;
     guard_impl_stack = &stack->hot;
+    guard_attention_clear(&guard_impl_attention, ATTENTION_HELD);
 }
 
 void guard_raise_held(void)

@@ -81,9 +81,6 @@ bool guard_pool_holds(const guard_pool *pool, const guard_impl_record *record)
     return false;
 }
 
-/* Marks a free record; no registration has all of these. */
-#define RECORD_FREE UINT32_MAX
-
 static bool chunk_is_free(const guard_chunk *chunk)
 {
     for (uint32_t i = 0; i < POOL_CHUNK; i++) {

@@ -37,6 +37,7 @@ static __attribute__((noinline)) void border_mend(guard_stack *stack, guard_impl
 {
     if (stack->hot.top != border->scope) {
         stack->hot.top = border->scope;
+        guard_orphans_below(stack, __builtin_frame_address(0));
         guard_misuse(GUARD_MISUSE_SCOPE,
                      "a scope was still open when the function that opened it had returned to its border");
     }
@@ -60,15 +61,22 @@ guard_impl_border *guard_impl_border_end(guard_impl_border *border)
     return NULL;
 }
 
-/* A foreign unwind or a return passes the border. */
+/*
+ * A foreign unwind (or a return, from GUARD_TRY) passes the border. Scopes that it passed without running them are no longer on the list,
+ * for the next panic must not run them: their frames are gone. What was registered on them is reported at the latest by the thread's end.
+ */
 static __attribute__((noinline)) void border_pass(guard_impl_border *border)
 {
     guard_stack *stack = guard_stack_own;
     stack->border = border->outer;
     stack->panic = border->panic;
     border->state = GUARD_IMPL_UNLINKED;
+    if (stack->hot.top != border->scope) {
+        stack->hot.top = border->scope;
+        guard_orphans_below(stack, __builtin_frame_address(0));
+    }
     if (stack->border == NULL) {
-        guard_raise_held(); /* nobody is left who could return it: it is uncaught here */
+        guard_stack_end_held(stack); /* nobody is left who could return it: it is uncaught here */
     }
 }
 

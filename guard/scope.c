@@ -108,6 +108,10 @@ void guard_record_run(guard_stack *stack, guard_scope *scope, guard_recovery *pa
         guard_pool_give(pool, record);
     } else if (flags & GUARD_IMPL_RESERVED) {
         record_give_reserved(pool, scope, record);
+    } else if (flags & GUARD_IMPL_INHERITED) {
+        guard_impl_record copy = *record;
+        guard_pool_give(pool, record);
+        guard_inherited_run(pool, &copy);
     } else if (!record_is_due(flags, failed)) {
         guard_record_drop(pool, record);
         guard_pool_give(pool, record);
@@ -176,8 +180,7 @@ void guard_scope_end(guard_stack *stack, guard_scope *scope, uint32_t count)
 {
     stack->hot.top = scope->outer;
     if (guard_scope_is_owner(scope)) {
-        guard_pool_close(&((guard_owner *)(void *)scope)->pool);
-        guard_deallocate(scope);
+        guard_owner_free((guard_owner *)(void *)scope);
     } else {
         scope->stack = NULL;
         guard_pool_freed(&stack->pool, count);
@@ -204,6 +207,48 @@ static void scope_misused(const guard_stack *stack, const guard_scope *scope)
     }
 }
 
+typedef struct scope_closing {
+    guard_stack *stack;
+    guard_scope *scope; /* NULL once all has run */
+} scope_closing;
+
+static void closing_record(void *memory)
+{
+    scope_closing *closing = memory;
+    guard_record_run(closing->stack, closing->scope, NULL, closing->scope->flags & SCOPE_FAILED);
+}
+
+/* A foreign unwind (pthread_cancel) out of a deferred function passes the close: the rest runs, and a panic of it must not jump. */
+static void closing_pass(scope_closing *closing)
+{
+    guard_stack *stack = closing->stack;
+    guard_error first;
+    guard_error later;
+    int code = 0;
+    if (closing->scope == NULL) {
+        return;
+    }
+    if (stack->hot.top != closing->scope) {
+        stack->hot.top = closing->scope;
+        guard_orphans_below(stack, __builtin_frame_address(0));
+    }
+    if (stack->held == HELD_WAITING) {
+        guard_unhold(stack, &first);
+        code = first.code;
+    }
+    while (closing->scope->head != NULL) {
+        int failed = guard_run(closing_record, closing, code == 0 ? &first : &later);
+        if (code != 0 && failed != 0) {
+            guard_error_attach(&first, &later, GUARD_ATTACHED);
+        }
+        code = code != 0 ? code : failed;
+    }
+    guard_scope_end(stack, closing->scope, 0);
+    if (code != 0) {
+        guard_hold(stack, &first);
+    }
+}
+
 void guard_scope_close(guard_scope *scope)
 {
     guard_stack *stack = guard_stack_own;
@@ -220,12 +265,14 @@ void guard_scope_close(guard_scope *scope)
         return;
     }
     scope->flags |= SCOPE_CLOSING;
+    scope_closing closing __attribute__((cleanup(closing_pass))) = {stack, scope};
     uint32_t count = 0;
     while (scope->head != NULL) {
         guard_raise_held();
         guard_record_run(stack, scope, NULL, scope->flags & SCOPE_FAILED);
         count++;
     }
+    closing.scope = NULL;
     guard_scope_end(stack, scope, count);
     guard_raise_held();
 }

@@ -104,9 +104,11 @@ void *guard_ticket_object(guard_ticket ticket, const guard_kind *kind)
 }
 
 /* Runs a registration that is off its scope already. */
-static void record_run_off(guard_pool *pool, const guard_impl_record *record)
+static void record_run_off(guard_pool *pool, guard_impl_record *record)
 {
-    if (record->flags & GUARD_IMPL_KIND) {
+    if (record->flags & GUARD_IMPL_INHERITED) {
+        guard_inherited_run(pool, record);
+    } else if (record->flags & GUARD_IMPL_KIND) {
         record->action.kind->release(record->arg);
     } else if (record->flags & GUARD_IMPL_COPY) {
         _Alignas(16) char bytes[GUARD_COPY_INLINE];
@@ -175,6 +177,7 @@ guard_ticket guard_move(guard_ticket ticket, guard_scope *scope)
     moved->flags = record->flags;
     if (from != to && (record->flags & GUARD_IMPL_COPY)) {
         moved->arg = guard_record_take(stack, scope);
+        ((guard_impl_record *)moved->arg)->flags = GUARD_IMPL_INERT;
         memcpy(moved->arg, record->arg, GUARD_COPY_INLINE);
         guard_pool_give(from, record->arg);
     }

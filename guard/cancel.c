@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * cancel.c: checkpoints: whether this thread was cancelled or is late, and what masks it.
+ *
+ *     going on --guard_cancel_thread, a signal whose grace is over--> cancelled --clear--> going on
+ *                                                                        | each checkpoint outside of masks panics
+ *     going on --the nearest deadline passes--> late --its scope ends--> going on
+ *
+ * A thread's guard_impl_attention is 0 while there is nothing to look at, and that is all the inline checkpoint reads. Its bits are
+ * hints: they are set by whoever asks (under the life lock, but for the signal handler and the thread itself) and taken back by the
+ * thread, at a checkpoint that finds nothing behind them. So closing a scope that had a deadline or a mask costs nothing.
+ *
+ * Deferred functions are masked without a counter that a panic would have to restore: the scopes that run them are on the
+ * thread's list and carry a flag, and so does a scope with guard_mask.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "internal.h"
+
+/* The scope runs its records: what they call is masked, and its own deadline was for its body. */
+#define SCOPE_ENDING (SCOPE_LEAVING | SCOPE_CLOSING | SCOPE_UNWINDING)
+
+int64_t guard_clock(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* `ms` from now; the clock is far from the end of its range. */
+static int64_t clock_after(int64_t ms)
+{
+    int64_t now = guard_clock();
+    return ms > (CLOCK_NEVER - now) / 1000000 ? CLOCK_NEVER : now + ms * 1000000;
+}
+
+guard_limits guard_limits_here(const guard_stack *stack)
+{
+    guard_limits limits = {false, CLOCK_NEVER};
+    for (const guard_scope *scope = stack->hot.top; scope != NULL && !limits.is_masked; scope = scope->outer) {
+        if (scope->flags & SCOPE_ENDING) {
+            limits.is_masked = true;
+        } else {
+            if (scope->flags & SCOPE_DEADLINE && scope->deadline < limits.deadline) {
+                limits.deadline = scope->deadline;
+            }
+            limits.is_masked = scope->flags & SCOPE_MASKED;
+        }
+    }
+    return limits;
+}
+
+static bool cancel_is_due(uint32_t attention)
+{
+    return (attention & ATTENTION_CANCEL) || ((attention & ATTENTION_SIGNAL) && guard_clock() >= guard_signal_due());
+}
+
+/* ------------------------------------------------------------------------------------------- checkpoints -- */
+
+GUARD_NORETURN static void cancel_raise(uint32_t attention, const guard_place *place)
+{
+    int signo = guard_cancel_signal();
+    if (!(attention & ATTENTION_CANCEL) && signo != 0) {
+        const char *name = sigabbrev_np(signo);
+        guard_impl_panic(place, GUARD_CANCELLED, ECANCELED, "cancelled by signal %d (%s%s)", signo,
+                         name != NULL ? "SIG" : "real-time", name != NULL ? name : "");
+    }
+    guard_impl_panic(place, GUARD_CANCELLED, ECANCELED, "cancelled");
+}
+
+/* Takes back the bits that nothing is behind any more, then looks once more, for they may have been set meanwhile. */
+static uint32_t attention_refresh(const guard_limits *limits)
+{
+    uint32_t attention = __atomic_load_n(&guard_impl_attention, __ATOMIC_SEQ_CST);
+    if ((attention & ATTENTION_SIGNAL) && !guard_signal_is_pending()) {
+        guard_attention_clear(&guard_impl_attention, ATTENTION_SIGNAL);
+        if (guard_signal_is_pending()) {
+            guard_attention_set(&guard_impl_attention, ATTENTION_SIGNAL);
+        }
+    }
+    if ((attention & ATTENTION_DEADLINE) && !limits->is_masked && limits->deadline == CLOCK_NEVER) {
+        guard_attention_clear(&guard_impl_attention, ATTENTION_DEADLINE);
+    }
+    return __atomic_load_n(&guard_impl_attention, __ATOMIC_SEQ_CST);
+}
+
+void guard_impl_checkpoint_slow(const guard_place *place)
+{
+    guard_stack *stack = guard_stack_here();
+    guard_raise_held();
+    guard_limits limits = guard_limits_here(stack);
+    uint32_t attention = attention_refresh(&limits);
+    if (!limits.is_masked && cancel_is_due(attention)) {
+        cancel_raise(attention, place);
+    }
+    if (limits.deadline != CLOCK_NEVER && guard_clock() >= limits.deadline) {
+        guard_impl_panic(place, GUARD_TIMEOUT, ETIMEDOUT, "the deadline has passed");
+    }
+}
+
+void guard_impl_cancel_point(const guard_place *place)
+{
+    guard_impl_checkpoint(place);
+    if (!guard_masked()) {
+        pthread_testcancel();
+    }
+}
+
+/* ------------------------------------------------------------------------------------------ cancellation -- */
+
+int guard_cancelled(void)
+{
+    uint32_t attention = __atomic_load_n(&guard_impl_attention, __ATOMIC_SEQ_CST);
+    return (attention & ATTENTION_CANCEL) || guard_signal_is_pending();
+}
+
+void guard_thread_wake(guard_thread *thread)
+{
+    if (thread->wake >= 0 && !thread->is_woken) {
+        uint64_t one = 1;
+        ssize_t written = write(thread->wake, &one, sizeof one);
+        thread->is_woken = written == sizeof one; /* it cannot fail: the counter was 0 */
+    }
+}
+
+int guard_cancel_thread(pthread_t id)
+{
+    if (pthread_equal(id, pthread_self())) {
+        guard_stack_here(); /* the caller itself may use the library for the first time */
+    }
+    pthread_mutex_lock(&guard_life_lock);
+    guard_thread *thread = guard_threads;
+    while (thread != NULL && !pthread_equal(thread->id, id)) {
+        thread = thread->next;
+    }
+    if (thread != NULL) {
+        guard_attention_set(thread->attention, ATTENTION_CANCEL);
+        guard_thread_wake(thread);
+        guard_thread_interrupt(thread);
+    }
+    pthread_mutex_unlock(&guard_life_lock);
+    return thread != NULL;
+}
+
+void guard_cancel_clear(void)
+{
+    guard_attention_clear(&guard_impl_attention, ATTENTION_CANCEL);
+}
+
+int guard_cancel_descriptor(void)
+{
+    guard_stack *stack = guard_stack_here();
+    guard_thread *thread = guard_thread_own;
+    if (guard_limits_here(stack).is_masked) {
+        return -1;
+    }
+    pthread_mutex_lock(&guard_life_lock);
+    if (thread->wake < 0) {
+        thread->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        thread->is_woken = false;
+        guard_signal_watch();
+    }
+    if (thread->wake >= 0) {
+        bool is_due = cancel_is_due(__atomic_load_n(&guard_impl_attention, __ATOMIC_SEQ_CST));
+        if (is_due) {
+            guard_thread_wake(thread);
+        } else if (thread->is_woken) { /* by a cancel that was cleared */
+            uint64_t count;
+            ssize_t got = read(thread->wake, &count, sizeof count);
+            thread->is_woken = got != sizeof count;
+        }
+    }
+    int wake = thread->wake;
+    pthread_mutex_unlock(&guard_life_lock);
+    if (wake < 0) {
+        guard_panic_os("no descriptor to wait for a cancel with");
+    }
+    return wake;
+}
+
+/* ----------------------------------------------------------------------------------- deadlines and masks -- */
+
+/* NULL where the scope is not open on this thread, which was told then. */
+static guard_stack *scope_stack(const guard_scope *scope, const char *call)
+{
+    guard_stack *stack = guard_stack_here();
+    guard_raise_held();
+    if (scope != NULL && scope->stack == &stack->hot) {
+        return stack;
+    }
+    guard_misuse(GUARD_MISUSE_SCOPE, "%s on a scope that is not open on this thread", call);
+    return NULL;
+}
+
+void guard_deadline(guard_scope *scope, int64_t ms)
+{
+    if (ms < -1) {
+        guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_deadline with %lld ms", (long long)ms);
+        return;
+    }
+    if (scope_stack(scope, "guard_deadline") == NULL) {
+        return;
+    }
+    if (ms == -1) {
+        scope->flags &= ~SCOPE_DEADLINE;
+        return;
+    }
+    scope->deadline = clock_after(ms);
+    scope->flags |= SCOPE_DEADLINE;
+    guard_attention_set(&guard_impl_attention, ATTENTION_DEADLINE);
+}
+
+int64_t guard_remaining_ms(int64_t own_ms)
+{
+    guard_limits limits = guard_limits_here(guard_stack_here());
+    if (limits.deadline == CLOCK_NEVER) {
+        return own_ms;
+    }
+    int64_t left = limits.deadline - guard_clock();
+    int64_t left_ms = left <= 0 ? 0 : (left + 999999) / 1000000;
+    return own_ms >= 0 && own_ms < left_ms ? own_ms : left_ms;
+}
+
+void guard_mask(guard_scope *scope)
+{
+    if (scope_stack(scope, "guard_mask") != NULL) {
+        scope->flags |= SCOPE_MASKED;
+    }
+}
+
+void guard_unmask(guard_scope *scope)
+{
+    if (scope_stack(scope, "guard_unmask") != NULL) {
+        scope->flags &= ~SCOPE_MASKED;
+    }
+}
+
+int guard_masked(void)
+{
+    const guard_stack *stack = guard_stack_own;
+    return stack != NULL && guard_limits_here(stack).is_masked;
+}

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: MIT */
+/* wait.c: waiting for a descriptor or for time, as a checkpoint from beginning to end. */
+#include <errno.h>
+#include <poll.h>
+#include <time.h>
+
+#include "internal.h"
+
+/* The nearest of the wait's own end, the deadline, and the end of a signal's grace (which nobody may be there to wake us at). */
+static int64_t wait_end(const guard_stack *stack, int64_t own_end)
+{
+    guard_limits limits = guard_limits_here(stack);
+    int64_t end = own_end < limits.deadline ? own_end : limits.deadline;
+    if (!limits.is_masked && guard_signal_is_pending() && guard_signal_due() < end) {
+        end = guard_signal_due();
+    }
+    return end;
+}
+
+/* Returns as ppoll does; `end` is in guard_clock. */
+static int wait_until(struct pollfd *fds, int64_t end)
+{
+    if (end == CLOCK_NEVER) {
+        return ppoll(fds, 2, NULL, NULL);
+    }
+    int64_t left = end - guard_clock();
+    struct timespec time = {0, 0};
+    if (left > 0) {
+        time.tv_sec = left / 1000000000;
+        time.tv_nsec = left % 1000000000;
+    }
+    return ppoll(fds, 2, &time, NULL);
+}
+
+int guard_impl_wait(int fd, int events, int64_t own_ms, const guard_place *place)
+{
+    if (own_ms < -1) {
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "a wait of %lld ms", (long long)own_ms);
+        return 0;
+    }
+    guard_stack *stack = guard_stack_here();
+    int64_t own_end = CLOCK_NEVER;
+    if (own_ms >= 0) {
+        int64_t now = guard_clock();
+        own_end = own_ms < (CLOCK_NEVER - now) / 1000000 ? now + own_ms * 1000000 : CLOCK_NEVER;
+    }
+    for (;;) {
+        guard_impl_cancel_point(place);
+        struct pollfd fds[2] = {{.fd = fd, .events = (short)events},
+                                {.fd = guard_cancel_descriptor(), .events = POLLIN}};
+        int count = wait_until(fds, wait_end(stack, own_end));
+        if (count < 0 && errno != EINTR) {
+            guard_impl_panic_os(place, "poll");
+        }
+        if (count > 0 && fds[0].revents != 0) {
+            return fds[0].revents;
+        }
+        if (own_end != CLOCK_NEVER && guard_clock() >= own_end) {
+            guard_impl_checkpoint(place);
+            return 0;
+        }
+    }
+}
