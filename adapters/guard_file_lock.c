@@ -160,7 +160,8 @@ static const guard_kind lock_kind = {.name = "file lock",
 
 static const guard_file_lock_options defaults;
 
-static void options_check(const guard_file_lock_options *options, const guard_place *place)
+/* Misuse where they can never be right; false then. */
+static bool options_are_right(const guard_file_lock_options *options, const guard_place *place)
 {
     bool reserved = options->reserved_int != 0;
     for (size_t i = 0; i < sizeof options->reserved / sizeof options->reserved[0]; i++) {
@@ -168,7 +169,9 @@ static void options_check(const guard_file_lock_options *options, const guard_pl
     }
     if (reserved || options->wait_ms < -1 || (options->no_wait && options->wait_ms != 0)) {
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "guard_file_lock_options that can never be right");
+        return false;
     }
+    return true;
 }
 
 static file_lock *lock_new(guard_scope *scope, const guard_place *place)
@@ -225,7 +228,9 @@ guard_ticket guard_impl_file_lock(guard_scope *scope, int descriptor, const guar
 {
     guard_ticket ticket;
     options = options != NULL ? options : &defaults;
-    options_check(options, place);
+    if (!options_are_right(options, place)) {
+        return (guard_ticket){NULL, 0, 0};
+    }
     file_lock *lock = lock_new(scope, place);
     guard_impl_file_descriptor_name(&lock->name, descriptor);
     lock->descriptor = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
@@ -279,7 +284,9 @@ guard_ticket guard_impl_file_lock_beside(guard_scope *scope, const char *path, c
 {
     guard_ticket ticket;
     options = options != NULL ? options : &defaults;
-    options_check(options, place);
+    if (!options_are_right(options, place)) {
+        return (guard_ticket){NULL, 0, 0};
+    }
     file_lock *lock = lock_new(scope, place);
     int error = beside_open(lock, path, options->shared);
     if (error != 0) {

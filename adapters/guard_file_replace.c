@@ -275,7 +275,8 @@ static const guard_kind replace_kind = {.name = "file replacement",
 
 /* ------------------------------------------------------------------------------------------------ public -- */
 
-static void options_check(const guard_file_replace_options *options, const guard_place *place)
+/* Misuse where they can never be right; false then. */
+static bool options_are_right(const guard_file_replace_options *options, const guard_place *place)
 {
     bool reserved = options->reserved_int != 0;
     for (size_t i = 0; i < sizeof options->reserved / sizeof options->reserved[0]; i++) {
@@ -283,7 +284,9 @@ static void options_check(const guard_file_replace_options *options, const guard
     }
     if (reserved || (options->mode & ~(mode_t)07777) != 0) {
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "guard_file_replace_options that can never be right");
+        return false;
     }
+    return true;
 }
 
 /* Looks, and makes the new file; 0 or errno, nothing is left then. */
@@ -308,7 +311,9 @@ guard_file_replace *guard_impl_file_replace_begin(guard_scope *scope, const char
 {
     static const guard_file_replace_options defaults;
     options = options != NULL ? options : &defaults;
-    options_check(options, place);
+    if (!options_are_right(options, place)) {
+        return NULL;
+    }
     guard_reserve(scope, 1);
     guard_file_replace *replace = guard_allocate(sizeof *replace);
     memset(replace, 0, sizeof *replace);

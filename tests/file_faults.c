@@ -197,7 +197,7 @@ int descriptors_open(void)
     return count;
 }
 
-static char scratch[] = "/tmp/guard-check-XXXXXX";
+static char scratch[256];
 static pid_t scratch_owner;
 
 static int scratch_remove(const char *path, const struct stat *status, int kind, struct FTW *walk)
@@ -218,6 +218,11 @@ void scratch_leave(void)
 
 const char *scratch_enter(void)
 {
+    const char *top = getenv("TMPDIR");
+    if (top == NULL) {
+        top = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
+    }
+    snprintf(scratch, sizeof scratch, "%s/guard-check-XXXXXX", top);
     ck_assert_msg(mkdtemp(scratch) != NULL, "%s: %s", scratch, strerror(errno));
     scratch_owner = getpid();
     atexit(scratch_leave); /* a failing test exits */

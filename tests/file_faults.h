@@ -32,7 +32,9 @@ void faults_lose(const char *call, int error);
 /* How many descriptors are open. */
 int descriptors_open(void);
 
-/* A new directory, the working directory of this process from now on; `scratch_leave` removes it (also at exit). */
+/* A new directory, the working directory of this process from now on; `scratch_leave` removes it (also at
+ * exit). It is in $TMPDIR, else in memory where there is /dev/shm: thousands of fsync on a busy disk take
+ * minutes. */
 const char *scratch_enter(void);
 void scratch_leave(void);
 
