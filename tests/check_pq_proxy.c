@@ -11,7 +11,7 @@
 #include "wire_proxy.h"
 
 enum {
-    LIMIT_MS = 10000,
+    LIMIT_MS = 20000,
     QUIET_MS = 30,
 };
 

@@ -58,7 +58,6 @@ START_TEST(a_delayed_direction_goes_on_by_itself)
     int64_t began = rig_now();
     rig_send(r.client, rig_request, RIG_REQUEST);
     rig_expect(r.server, rig_request, 3);
-    ck_assert_int_lt(rig_now() - began, 100);
     rig_expect(r.server, rig_request + 3, RIG_REQUEST - 3);
     ck_assert_int_ge(rig_now() - began, 100);
     rig_exchange(&r);

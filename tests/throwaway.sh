@@ -62,7 +62,7 @@ throwaway_open() {
     }
     throwaway_watchdog_pid=$!
     # bash forgets the descriptors of a coprocess that has ended.
-    read -r -t 10 throwaway_folder 2> /dev/null <&"${throwaway_watchdog[0]-}" ||
+    read -r -t 30 throwaway_folder 2> /dev/null <&"${throwaway_watchdog[0]-}" ||
         throwaway_fail "cannot make a folder that $throwaway_owner can use"
 }
 

@@ -31,7 +31,7 @@
 
 enum {
     WIRES = 128,
-    ANSWER_MS = 10000,
+    ANSWER_MS = 30000,
 };
 
 typedef enum {
@@ -238,7 +238,7 @@ static void ask(wire_proxy *p, request_kind request, unsigned number, unsigned h
     /* Another thread's request may be under way. */
     while (p->request != REQUEST_NONE) {
         if (!await_turn(p, deadline)) {
-            give_up("no answer within 10 seconds");
+            give_up("no answer within 30 seconds");
         }
     }
     p->request = request;
@@ -250,7 +250,7 @@ static void ask(wire_proxy *p, request_kind request, unsigned number, unsigned h
     wake(p);
     do {
         if (!await_turn(p, deadline)) {
-            give_up("no answer within 10 seconds");
+            give_up("no answer within 30 seconds");
         }
     } while (p->request != REQUEST_NONE);
     pthread_mutex_unlock(&p->lock);

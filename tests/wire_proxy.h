@@ -30,7 +30,7 @@
  * follows (Linux keeps them readable).  Before a reset the proxy waits until its own kernel has sent all of them, for
  * 2 seconds at most.
  *
- * Errors.  wire_proxy_open returns NULL with errno; a wrong argument or a proxy that does not answer within 10
+ * Errors.  wire_proxy_open returns NULL with errno; a wrong argument or a proxy that does not answer within 30
  * seconds ends the program with a line on stderr: it is the test that is wrong.  A connection number that is not
  * known any more (the proxy remembers the last 128 connections) is one of a connection that has ended.
  *
