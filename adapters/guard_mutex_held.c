@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * guard_mutex_held.c: what is known of a lock that is held, and waiting for one.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#if defined(__has_include)
+#if __has_include(<valgrind/valgrind.h>)
+#include <valgrind/valgrind.h>
+#endif
+#endif
+
+#include "guard_mutex_internal.h"
+
+/* ----------------------------------------------------------------------------------------------- objects -- */
+
+lock_held *guard_impl_lock_new(guard_scope *scope, size_t size, const char *what, const char *name, void *lock,
+                               const guard_place *place)
+{
+    guard_reserve(scope, 1);
+    lock_held *held = guard_allocate(size);
+    memset(held, 0, size);
+    held->what = what;
+    held->name = name;
+    held->place = place;
+    held->thread = pthread_self();
+    held->lock = lock;
+    clock_gettime(CLOCK_MONOTONIC, &held->since);
+    return held;
+}
+
+size_t guard_impl_lock_describe(const void *object, char *text, size_t size)
+{
+    const lock_held *held = object;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    double age = difftime(now.tv_sec, held->since.tv_sec) + (double)(now.tv_nsec - held->since.tv_nsec) / 1e9;
+    int length = snprintf(text, size, "%s %s, for %.3f s", held->what, held->name, age);
+    return length < 0 ? 0 : (size_t)length;
+}
+
+void guard_impl_lock_fail(lock_held *held, int error, int wait_ms)
+{
+    lock_held copy = *held;
+    guard_deallocate(held);
+    switch (error) {
+    case ETIMEDOUT:
+        guard_impl_panic(copy.place, GUARD_TIMEOUT, error, "%s %s was not to be had within %d ms", copy.what, copy.name,
+                         wait_ms != 0 ? wait_ms : GUARD_MUTEX_WAIT_MS);
+    case EOWNERDEAD:
+        guard_impl_panic(copy.place, GUARD_LOCK, error, "the owner of %s %s died and there is no repair", copy.what,
+                         copy.name);
+    case ENOTRECOVERABLE:
+        guard_impl_panic(copy.place, GUARD_LOCK, error, "%s %s is beyond repair since its owner died", copy.what,
+                         copy.name);
+    case EDEADLK:
+        guard_impl_panic(copy.place, GUARD_LOCK, error, "%s %s is held by this thread already", copy.what, copy.name);
+    default:
+        guard_impl_panic(copy.place, GUARD_LOCK, error, "cannot lock %s %s: %s", copy.what, copy.name,
+                         strerrordesc_np(error));
+    }
+}
+
+bool guard_impl_lock_is_own(const lock_held *held)
+{
+    if (pthread_equal(held->thread, pthread_self())) {
+        return true;
+    }
+    guard_impl_misuse(held->place, GUARD_MISUSE_THREAD, "%s %s was taken by another thread", held->what, held->name);
+    return false;
+}
+
+void guard_impl_lock_end(lock_held *held, int error)
+{
+    lock_held copy = *held;
+    guard_deallocate(held);
+    if (error != 0) {
+        guard_impl_misuse(copy.place, GUARD_MISUSE_STATE, "cannot unlock %s %s, was it unlocked behind its guard? %s",
+                          copy.what, copy.name, strerrordesc_np(error));
+    }
+}
+
+/* ----------------------------------------------------------------------------------------------- waiting -- */
+
+/* Between two slices is where a wait looks whether it is still wanted. */
+#define SLICE_MS 100
+
+bool guard_impl_lock_wait_ms_is_right(int wait_ms, const guard_place *place)
+{
+    if (wait_ms >= -1) {
+        return true;
+    }
+    guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "a wait of %d ms", wait_ms);
+    return false;
+}
+
+static struct timespec time_after(struct timespec time, long ms)
+{
+    time.tv_sec += ms / 1000;
+    time.tv_nsec += ms % 1000 * 1000000;
+    if (time.tv_nsec >= 1000000000) {
+        time.tv_sec++;
+        time.tv_nsec -= 1000000000;
+    }
+    return time;
+}
+
+lock_deadline guard_impl_lock_deadline(int wait_ms)
+{
+    lock_deadline deadline = {.never = wait_ms == -1};
+    clock_gettime(CLOCK_MONOTONIC, &deadline.at);
+    deadline.at = time_after(deadline.at, wait_ms != 0 ? wait_ms : GUARD_MUTEX_WAIT_MS);
+    return deadline;
+}
+
+bool guard_impl_lock_slice(const lock_deadline *deadline, clockid_t clock, struct timespec *end)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    long long left_ns = (deadline->at.tv_sec - now.tv_sec) * 1000000000LL + (deadline->at.tv_nsec - now.tv_nsec);
+    if (!deadline->never && left_ns <= 0) {
+        return false;
+    }
+    if (clock != CLOCK_MONOTONIC) {
+        clock_gettime(clock, &now);
+    }
+    if (deadline->never || left_ns > SLICE_MS * 1000000LL) {
+        *end = time_after(now, SLICE_MS);
+    } else {
+        *end = time_after(now, left_ns / 1000000 + 1); /* never early */
+    }
+    return true;
+}
+
+/*
+ * The clocked calls are right whatever is done to the wall clock. ThreadSanitizer (gcc 12, clang 14) knows none
+ * of them, valgrind 3.19 not pthread_mutex_clocklock: to them the lock would not be held, and every access
+ * under it a race.
+ */
+static clockid_t wait_clock(const lock_calls *calls)
+{
+#if defined(__SANITIZE_THREAD__)
+    (void)calls;
+    return CLOCK_REALTIME;
+#else
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+    return CLOCK_REALTIME;
+#endif
+#endif
+#ifdef RUNNING_ON_VALGRIND
+    if (!calls->clocked && RUNNING_ON_VALGRIND) {
+        return CLOCK_REALTIME;
+    }
+#endif
+    (void)calls;
+    return CLOCK_MONOTONIC;
+#endif
+}
+
+int guard_impl_lock_take(const lock_calls *calls, void *lock, int wait_ms)
+{
+    int error = calls->now != NULL ? calls->now(lock) : EBUSY;
+    if (error != EBUSY) {
+        return error;
+    }
+    clockid_t clock = wait_clock(calls);
+    lock_deadline deadline = guard_impl_lock_deadline(wait_ms);
+    for (struct timespec end; guard_impl_lock_slice(&deadline, clock, &end);) {
+        error = calls->until(lock, clock, &end);
+        if (error != ETIMEDOUT && error != EINTR) {
+            return error;
+        }
+    }
+    return ETIMEDOUT;
+}

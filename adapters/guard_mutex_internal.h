@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * guard_mutex_internal.h: what the locks of the mutex adapter share; hidden, not installed.
+ */
+#ifndef GUARD_MUTEX_INTERNAL_H
+#define GUARD_MUTEX_INTERNAL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <time.h>
+
+#include <guard/guard_mutex.h>
+
+/* Begins every object: which lock, who took it, where and when. */
+typedef struct lock_held {
+    const char *what; /* "mutex" */
+    const char *name; /* the source's text for it, constant */
+    const guard_place *place;
+    struct timespec since; /* CLOCK_MONOTONIC */
+    pthread_t thread;
+    void *lock;
+} lock_held;
+
+/* Reserves a registration and makes the object, of at least sizeof (lock_held) bytes. Panics GUARD_MEMORY. */
+lock_held *guard_impl_lock_new(guard_scope *scope, size_t size, const char *what, const char *name, void *lock,
+                               const guard_place *place);
+
+/* As the kind's. */
+size_t guard_impl_lock_describe(const void *object, char *text, size_t size);
+
+/* The lock was not taken, for `error`: gives the object back and panics. */
+GUARD_NORETURN void guard_impl_lock_fail(lock_held *held, int error, int wait_ms);
+
+/* Whether this thread took the lock; misuse, and nothing may be done with the lock, if not. */
+bool guard_impl_lock_is_own(const lock_held *held);
+
+/* Gives the object back; misuse where unlocking failed with `error`. */
+void guard_impl_lock_end(lock_held *held, int error);
+
+/* How a lock is taken: at once, 0, EBUSY or another errno, NULL where that is not to be tried; and until a time
+ * on a clock, 0, ETIMEDOUT or another errno. */
+typedef struct lock_calls {
+    int (*now)(void *lock);
+    int (*until)(void *lock, clockid_t clock, const struct timespec *time);
+    bool clocked; /* valgrind knows `until` on CLOCK_MONOTONIC */
+} lock_calls;
+
+/* Takes a lock within `wait_ms`. Returns 0, ETIMEDOUT or another errno. */
+int guard_impl_lock_take(const lock_calls *calls, void *lock, int wait_ms);
+
+/* Deadlines: the moment `wait_ms` from now; and the end of the next slice of a wait until then, false when
+ * there is none left. */
+typedef struct lock_deadline {
+    bool never;
+    struct timespec at; /* CLOCK_MONOTONIC */
+} lock_deadline;
+
+lock_deadline guard_impl_lock_deadline(int wait_ms);
+bool guard_impl_lock_slice(const lock_deadline *deadline, clockid_t clock, struct timespec *end);
+
+/* Misuse where wait_ms can never be right; false then. */
+bool guard_impl_lock_wait_ms_is_right(int wait_ms, const guard_place *place);
+
+#endif
