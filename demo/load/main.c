@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * guard-load: loads CSV files into a database table, each good row exactly once.
+ *
+ * Everything below main is guarded code: what cannot be done panics, and the border here turns that into one line and
+ * an exit status.
+ */
+#include <signal.h>
+#include <stdio.h>
+
+#include <guard/guard.h>
+
+#include "clock.h"
+#include "load.h"
+#include "options.h"
+#include "report.h"
+#include "stop.h"
+
+typedef struct load_program {
+    int argc;
+    char **argv;
+    int status; /* of a run that did not panic */
+    int json;   /* the totals are to be printed */
+    double began;
+    load_totals totals;
+} load_program;
+
+static void show_status(const load_options *options, const target_driver *driver)
+{
+    GUARD_AUTO(s);
+    report_status(options, driver, driver->open_to_read(s, options));
+}
+
+static void run(void *arg)
+{
+    load_program *program = arg;
+    GUARD_AUTO(s);
+    const load_options *options = options_read(s, program->argc, program->argv);
+    const target_driver *driver = &sqlite_driver;
+    switch (options->action) {
+    case ACTION_HELP:
+        fputs(options_help, stdout);
+        break;
+    case ACTION_VERSION:
+        printf("guard-load (libguard) %d.%d.%d\n", GUARD_VERSION_MAJOR, GUARD_VERSION_MINOR, GUARD_VERSION_PATCH);
+        break;
+    case ACTION_STATUS:
+        show_status(options, driver);
+        break;
+    case ACTION_FORGET:
+        program->json = options->json;
+        load_forget(options, driver);
+        break;
+    case ACTION_LOAD:
+        program->json = options->json;
+        stop_on_signals();
+        program->status = load_files(options, driver, &program->totals);
+        break;
+    }
+}
+
+/* The exit status, after the one line that says what failed. */
+static int explain(const guard_error *error)
+{
+    if (error->domain == GUARD_CANCELLED && stop_requested() != 0) {
+        fprintf(stderr, "guard-load: %s; the same command goes on from there\n", error->message);
+        return 128 + stop_requested();
+    }
+    if (error->domain == GUARD_USER && error->code == EXIT_USAGE) {
+        fprintf(stderr, "guard-load: %s (see guard-load --help)\n", error->message);
+        return EXIT_USAGE;
+    }
+    fprintf(stderr, "guard-load: %s\n", error->message);
+    return EXIT_FAILED;
+}
+
+static void print_totals(void *arg)
+{
+    const load_program *program = arg;
+    report_totals(&program->totals, clock_seconds() - program->began);
+}
+
+int main(int argc, char **argv)
+{
+    load_program program = {.argc = argc, .argv = argv, .began = clock_seconds(), .totals = {.outcome = "committed"}};
+    guard_error error;
+    /* A reader of the progress that goes away must not end the load. */
+    signal(SIGPIPE, SIG_IGN);
+    int status = guard_run(run, &program, &error) == 0 ? program.status : explain(&error);
+    if (program.json && guard_run(print_totals, &program, &error) != 0) {
+        status = explain(&error);
+    }
+    return status;
+}

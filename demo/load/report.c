@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: MIT */
+#include "report.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+
+static void release_json(void *json)
+{
+    json_decref(json);
+}
+
+/* Values that jansson could not make are NULL, which it notices where they are put into another. */
+static json_t *checked(json_t *json)
+{
+    if (json == NULL) {
+        guard_panic_in(GUARD_MEMORY, ENOMEM, "no memory for JSON");
+    }
+    return json;
+}
+
+static void print_json(json_t *json)
+{
+    if (json_dumpf(json, stdout, JSON_COMPACT) != 0 || fputc('\n', stdout) == EOF || fflush(stdout) != 0) {
+        guard_panic_os("standard output cannot be written");
+    }
+}
+
+void report_totals(const load_totals *t, double seconds)
+{
+    GUARD_AUTO(s);
+    json_t *json = checked(json_pack("{s:I, s:I, s:I, s:I, s:I, s:b, s:f, s:s}", "files", (json_int_t)t->files,
+                                     "rows_read", (json_int_t)t->read, "rows_loaded", (json_int_t)t->loaded,
+                                     "rows_rejected", (json_int_t)t->rejected, "batches", (json_int_t)t->batches,
+                                     "resumed", t->resumed, "seconds", seconds, "outcome", t->outcome));
+    guard_defer(s, release_json, json);
+    print_json(json);
+}
+
+/* ------------------------------------------------------------------------------------------------ status -- */
+
+typedef struct load_status {
+    const load_options *options;
+    json_t *files; /* NULL: as text */
+    size_t shown;
+} load_status;
+
+/* Whether the user asked for this one. */
+static int is_wanted(const load_options *o, const load_record *record)
+{
+    GUARD_AUTO(s);
+    int wanted = o->file_count == 0;
+    for (size_t i = 0; i < o->file_count && !wanted; i++) {
+        wanted = strcmp(source_path_of(s, o->files[i], o->name), record->path) == 0;
+    }
+    return wanted;
+}
+
+static void print_record(const load_record *r)
+{
+    char how_far[80] = "complete";
+    if (!r->complete) {
+        snprintf(how_far, sizeof how_far, "stopped before line %" PRIu64 " (%.1f %%)", r->at.line,
+                 r->size > 0 ? 100.0 * (double)r->at.offset / (double)r->size : 0.0);
+    }
+    printf("%s: %s, %" PRIu64 " rows loaded, %" PRIu64
+           " rejected, %s UTC\n    path %s\n    sha256 %s\n    options %s\n",
+           r->name, how_far, r->loaded, r->rejected, r->updated, r->path, r->digest, r->meaning);
+}
+
+static void show_record(void *arg, const load_record *r)
+{
+    load_status *status = arg;
+    if (!is_wanted(status->options, r)) {
+        return;
+    }
+    status->shown++;
+    if (status->files == NULL) {
+        print_record(r);
+        return;
+    }
+    json_t *file = json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:b, s:I, s:s}", "name", r->name, "path",
+                             r->path, "sha256", r->digest, "options", r->meaning, "size", (json_int_t)r->size, "offset",
+                             (json_int_t)r->at.offset, "line", (json_int_t)r->at.line, "rows_loaded",
+                             (json_int_t)r->loaded, "rows_rejected", (json_int_t)r->rejected, "complete", r->complete,
+                             "runs", (json_int_t)r->runs, "updated", r->updated);
+    if (json_array_append_new(status->files, file) != 0) {
+        guard_panic_in(GUARD_MEMORY, ENOMEM, "no memory for JSON");
+    }
+}
+
+void report_status(const load_options *o, const target_driver *driver, load_target *target)
+{
+    GUARD_AUTO(s);
+    load_status status = {o, NULL, 0};
+    const char *table = target != NULL ? driver->table(target) : o->table;
+    json_t *json = NULL;
+    if (o->json) {
+        json = checked(json_pack("{s:s, s:[]}", "table", table, "files"));
+        guard_defer(s, release_json, json);
+        status.files = json_object_get(json, "files");
+    }
+    if (target != NULL) {
+        driver->each_record(target, show_record, &status);
+    }
+    if (json != NULL) {
+        print_json(json);
+    } else if (status.shown == 0) {
+        printf("nothing was loaded into table \"%s\"\n", table);
+    }
+    if (fflush(stdout) != 0) {
+        guard_panic_os("standard output cannot be written");
+    }
+}
