@@ -177,6 +177,10 @@ static void learn_fate(guard_tx_session *session)
     }
     for (guard_tx *tx = session->tx; tx != NULL; tx = tx->parent) {
         tx->result.outcome = outcome == GUARD_COMMITTED && tx->savepoint.level > 0 ? GUARD_RELEASED : outcome;
+        if (root->result.has_error && !tx->result.has_error) {
+            tx->result.error = root->result.error;
+            tx->result.has_error = 1;
+        }
     }
 }
 
@@ -401,10 +405,6 @@ static void commit_part(guard_tx *tx, const guard_place *place)
         return;
     }
     guard_tx_hooks_run(tx);
-    if (!tx->result.has_error && parent != NULL && guard_tx_root(parent)->result.has_error) {
-        tx->result.error = guard_tx_root(parent)->result.error;
-        tx->result.has_error = 1;
-    }
     raise_result(tx, place);
 }
 

@@ -1,0 +1,464 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * check_sqlite.c: connections and statements belong to their scopes, end with them, and say clearly what failed (behaviour 45).
+ */
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <guard/guard.h>
+#include <guard/guard_sqlite.h>
+#include <guard/tx.h>
+
+#include "database.h"
+#include "suite.h"
+
+#define TABLE "CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT UNIQUE)"
+#define COUNT "SELECT count(*) FROM t"
+
+static const char *path;
+static guard_sqlite *db;
+
+static void open_database(guard_scope *s)
+{
+    path = database_new(TABLE);
+    db = guard_sqlite_open(s, path, NULL);
+}
+
+static void open_path(void *name)
+{
+    GUARD_AUTO(s);
+    guard_sqlite_open(s, name, NULL);
+}
+
+static void run_sql(void *sql)
+{
+    guard_sqlite_exec(db, sql);
+}
+
+/* ------------------------------------------------------------------------------------------- connections */
+
+START_TEST(a_database_that_cannot_be_opened_is_named_and_leaves_nothing)
+{
+    database_new(NULL);
+    const char *missing = database_beside("no-such-folder/x.db");
+    expect_panic(open_path, (void *)missing, GUARD_SQLITE, SQLITE_CANTOPEN); /* SQLite's own first use of memory */
+    sqlite3_int64 before = sqlite3_memory_used();
+    const guard_error *error = expect_panic(open_path, (void *)missing, GUARD_SQLITE, SQLITE_CANTOPEN);
+    ck_assert_msg(strstr(error->message, "no-such-folder/x.db: unable to open database file") != NULL, "%s",
+                  error->message);
+    ck_assert_str_eq(error->file, "check_sqlite.c");
+    ck_assert_str_eq(error->function, "open_path");
+    ck_assert_int_eq(sqlite3_memory_used(), before);
+}
+END_TEST
+
+START_TEST(a_file_that_is_no_database_is_refused_at_open)
+{
+    database_new(NULL);
+    const char *name = database_beside("text");
+    FILE *file = fopen(name, "w");
+    for (int i = 0; i < 1000; i++) {
+        fputs("this is not a database ", file);
+    }
+    fclose(file);
+    const guard_error *error = expect_panic(open_path, (void *)name, GUARD_SQLITE, SQLITE_NOTADB);
+    ck_assert_msg(strstr(error->message, "file is not a database") != NULL, "%s", error->message);
+}
+END_TEST
+
+START_TEST(the_defaults_check_foreign_keys_and_sync_fully)
+{
+    GUARD_AUTO(s);
+    open_database(s);
+    ck_assert_int_eq(guard_sqlite_query_int64(db, "PRAGMA foreign_keys", -1), 1);
+    ck_assert_int_eq(guard_sqlite_query_int64(db, "PRAGMA synchronous", -1), 2);
+    ck_assert_int_eq(guard_sqlite_query_int64(db, "SELECT id FROM t", -7), -7);
+}
+END_TEST
+
+START_TEST(options_are_obeyed)
+{
+    GUARD_AUTO(s);
+    path = database_new(TABLE);
+    const guard_sqlite_options wal = {
+        .journal = GUARD_SQLITE_WAL, .synchronous = GUARD_SQLITE_SYNC_NORMAL, .flags = GUARD_SQLITE_NO_FOREIGN_KEYS};
+    guard_sqlite *first = guard_sqlite_open(s, path, &wal);
+    ck_assert_int_eq(guard_sqlite_query_int64(first, "PRAGMA foreign_keys", -1), 0);
+    ck_assert_int_eq(guard_sqlite_query_int64(first, "PRAGMA synchronous", -1), 1);
+    ck_assert_int_eq(guard_sqlite_query_int64(first, "SELECT journal_mode = 'wal' FROM pragma_journal_mode", -1), 1);
+    const guard_sqlite_options memory = {.journal = GUARD_SQLITE_WAL};
+    guard_sqlite *second = guard_sqlite_open(s, ":memory:", &memory);
+    guard_sqlite_exec(second, TABLE);
+    const guard_sqlite_options read_only = {.flags = GUARD_SQLITE_READ_ONLY};
+    db = guard_sqlite_open(s, path, &read_only);
+    expect_panic(run_sql, (void *)"INSERT INTO t VALUES (1, 'a')", GUARD_SQLITE, SQLITE_READONLY);
+}
+END_TEST
+
+static void open_with(void *options)
+{
+    GUARD_AUTO(s);
+    guard_sqlite_open(s, ":memory:", options);
+}
+
+START_TEST(a_reserved_word_or_an_unknown_value_is_misuse)
+{
+    guard_sqlite_options reserved = {.reserved = {0, 1}};
+    guard_sqlite_options journal = {.journal = 5};
+    guard_sqlite_options flags = {.flags = 32};
+    expect_panic(open_with, &reserved, GUARD_MISUSE, GUARD_MISUSE_ARGUMENT);
+    expect_panic(open_with, &journal, GUARD_MISUSE, GUARD_MISUSE_ARGUMENT);
+    expect_panic(open_with, &flags, GUARD_MISUSE, GUARD_MISUSE_ARGUMENT);
+}
+END_TEST
+
+/* Nobody holds a lock: a connection that does not wait can take the strongest one. */
+static void check_unlocked(void)
+{
+    sqlite3 *raw = database_raw(path);
+    sqlite3_busy_timeout(raw, 0);
+    database_exec(raw, "BEGIN EXCLUSIVE; INSERT INTO t VALUES (77, 'unlocked'); ROLLBACK");
+    sqlite3_close(raw);
+}
+
+START_TEST(closing_with_everything_open_rolls_back_and_leaves_no_lock)
+{
+    GUARD_AUTO(s);
+    open_database(s);
+    guard_sqlite_exec(
+        db, "CREATE TABLE b(data BLOB); INSERT INTO b VALUES (zeroblob(10)); INSERT INTO t VALUES (1, 'a'), (2, 'b')");
+    guard_sqlite *copy = guard_sqlite_open(s, database_beside("copy.db"), NULL);
+    sqlite3_stmt *raw = NULL;
+    guard_tx *tx = guard_sqlite_begin(s, db, NULL);
+    guard_tx *nested = guard_tx_begin_nested(s, tx);
+    guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "SELECT id FROM t");
+    guard_sqlite_blob *blob = guard_sqlite_blob_open(s, db, "b", "data", 1, 1);
+    guard_sqlite_backup *backup = guard_sqlite_backup_open(s, copy, db);
+    ck_assert(guard_sqlite_step(stmt));
+    sqlite3_prepare_v2(guard_sqlite_raw(db), "SELECT name FROM t", -1, &raw, NULL);
+    ck_assert_int_eq(sqlite3_step(raw), SQLITE_ROW);
+    guard_sqlite_exec(db, "INSERT INTO t VALUES (3, 'c')");
+    guard_sqlite_close(db);
+    check_unlocked();
+    ck_assert_int_eq(database_number(path, COUNT), 2);
+    ck_assert_int_eq(guard_tx_outcome(tx), GUARD_ROLLED_BACK);
+    ck_assert_int_eq(guard_tx_outcome(nested), GUARD_ROLLED_BACK);
+    ck_assert_ptr_null(guard_sqlite_stmt_raw(stmt));
+    (void)blob;
+    (void)backup;
+}
+END_TEST
+
+static void step_it(void *stmt)
+{
+    guard_sqlite_step(stmt);
+}
+
+START_TEST(a_statement_of_a_closed_connection_is_misuse)
+{
+    GUARD_AUTO(s);
+    open_database(s);
+    guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, COUNT);
+    guard_sqlite_close(db);
+    expect_panic(step_it, stmt, GUARD_MISUSE, GUARD_MISUSE_STATE);
+}
+END_TEST
+
+static void leave_everything_open(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    db = guard_sqlite_open(s, path, NULL);
+    guard_sqlite_begin(s, db, NULL);
+    guard_sqlite_exec(db, "INSERT INTO t VALUES (1, 'a')");
+    guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "SELECT id FROM t");
+    guard_sqlite_step(stmt);
+    guard_panic(3, "out");
+}
+
+START_TEST(a_panic_closes_everything_in_order_and_leaves_no_lock)
+{
+    path = database_new(TABLE);
+    const guard_error *error = expect_panic(leave_everything_open, NULL, GUARD_USER, 3);
+    ck_assert_uint_eq(error->cause_count, 0);
+    check_unlocked();
+    ck_assert_int_eq(database_number(path, COUNT), 0);
+}
+END_TEST
+
+static void close_it(void *connection)
+{
+    guard_sqlite_close(connection);
+}
+
+START_TEST(a_blob_of_the_programs_own_does_not_leave_the_connection_locked)
+{
+    GUARD_AUTO(s);
+    open_database(s);
+    sqlite3_blob *blob = NULL;
+    guard_sqlite_exec(db, "INSERT INTO t VALUES (1, 'abc')");
+    guard_sqlite_begin(s, db, NULL);
+    guard_sqlite_exec(db, "INSERT INTO t VALUES (2, 'x')");
+    ck_assert_int_eq(sqlite3_blob_open(guard_sqlite_raw(db), "main", "t", "name", 1, 0, &blob), SQLITE_OK);
+    /* It is a statement inside, and finalised as such: the blob is gone with it, or the close says that it is open. */
+    guard_error error;
+    int told = guard_run(close_it, db, &error);
+    if (told != 0) {
+        ck_assert_int_eq(error.code & 0xff, SQLITE_BUSY);
+        sqlite3_blob_close(blob);
+    }
+    check_unlocked();
+    ck_assert_int_eq(database_number(path, COUNT), 1);
+}
+END_TEST
+
+static int refuse_waiting(void *count, int tries)
+{
+    (void)tries;
+    ++*(int *)count;
+    return 0;
+}
+
+static int allow_commit(void *count)
+{
+    ++*(int *)count;
+    return 0;
+}
+
+START_TEST(an_adopted_handle_is_left_as_it_was)
+{
+    path = database_new(TABLE);
+    sqlite3 *raw = database_raw(path);
+    int busy = 0;
+    int commits = 0;
+    sqlite3_busy_handler(raw, refuse_waiting, &busy);
+    sqlite3_commit_hook(raw, allow_commit, &commits);
+    {
+        GUARD_AUTO(s);
+        const guard_sqlite_options options = {.busy_ms = 20};
+        db = guard_sqlite_adopt(s, raw, &options);
+        guard_tx *tx = guard_sqlite_begin(s, db, NULL);
+        guard_tx *nested = guard_tx_begin_nested(s, tx);
+        guard_sqlite_exec(db, "INSERT INTO t VALUES (1, 'a')");
+        guard_tx_commit(nested);
+        guard_tx_commit(tx);
+        guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "SELECT id FROM t");
+        ck_assert(guard_sqlite_step(stmt));
+        guard_sqlite_begin(s, db, NULL);
+        guard_sqlite_exec(db, "INSERT INTO t VALUES (2, 'b')");
+    }
+    ck_assert_int_eq(commits, 1);
+    ck_assert_ptr_null(sqlite3_next_stmt(raw, NULL));
+    ck_assert(sqlite3_get_autocommit(raw));
+    ck_assert_int_eq(database_number_on(raw, "PRAGMA foreign_keys"), 0);
+    ck_assert_int_eq(database_number_on(raw, "PRAGMA synchronous"), 0);
+    sqlite3 *other = database_raw(path);
+    database_exec(other, "BEGIN EXCLUSIVE");
+    ck_assert_int_eq(sqlite3_exec(raw, "INSERT INTO t VALUES (3, 'c')", NULL, NULL, NULL), SQLITE_BUSY);
+    ck_assert_int_gt(busy, 0);
+    sqlite3_close(other);
+    ck_assert_ptr_eq(sqlite3_commit_hook(raw, NULL, NULL), &commits);
+    ck_assert_int_eq(sqlite3_close(raw), SQLITE_OK);
+    ck_assert_int_eq(database_number(path, COUNT), 1);
+}
+END_TEST
+
+/* -------------------------------------------------------------------------------------------- statements */
+
+START_TEST(an_error_says_what_where_and_which_constraint)
+{
+    GUARD_AUTO(s);
+    open_database(s);
+    guard_sqlite_exec(db, "INSERT INTO t VALUES (1, 'a')");
+    const guard_error *error = expect_panic(run_sql, (void *)"INSERT INTO t\nVALUES (2, 'a')", GUARD_SQLITE,
+                                            SQLITE_CONSTRAINT_UNIQUE);
+    ck_assert_str_eq(error->message, "UNIQUE constraint failed: t.name");
+    ck_assert_str_eq(error->constraint, "t.name");
+    ck_assert_str_eq(error->detail, "INSERT INTO t VALUES (2, 'a')");
+    ck_assert_str_eq(error->file, "check_sqlite.c");
+    ck_assert_str_eq(error->function, "run_sql");
+    ck_assert_uint_gt(error->line, 0);
+    error = expect_panic(run_sql, (void *)"SELECT * FROM missing", GUARD_SQLITE, SQLITE_ERROR);
+    ck_assert_str_eq(error->message, "no such table: missing");
+}
+END_TEST
+
+static void spoil_message(void *arg)
+{
+    (void)arg;
+    sqlite3_exec(guard_sqlite_raw(db), "this is no SQL", NULL, NULL, NULL);
+}
+
+static void fail_with_defer(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    guard_defer(s, spoil_message, NULL);
+    guard_sqlite_exec(db, "SELECT * FROM missing");
+}
+
+START_TEST(the_message_is_saved_before_any_defer_runs)
+{
+    GUARD_AUTO(s);
+    open_database(s);
+    const guard_error *error = expect_panic(fail_with_defer, NULL, GUARD_SQLITE, SQLITE_ERROR);
+    ck_assert_str_eq(error->message, "no such table: missing");
+}
+END_TEST
+
+START_TEST(values_go_in_and_come_out)
+{
+    GUARD_AUTO(s);
+    open_database(s);
+    int length = 0;
+    guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "SELECT ?1, ?2, ?3, ?4, ?5, ?6 -- and a comment\n ; ");
+    guard_sqlite_bind_int64(stmt, 1, INT64_MIN);
+    guard_sqlite_bind_double(stmt, 2, 0.5);
+    guard_sqlite_bind_text(stmt, 3, "text\0more", 9);
+    guard_sqlite_bind_blob(stmt, 4, "\0\1\2", 3);
+    guard_sqlite_bind_null(stmt, 5);
+    guard_sqlite_bind_text(stmt, 6, NULL, -1);
+    ck_assert(guard_sqlite_step(stmt));
+    ck_assert_int_eq(guard_sqlite_column_count(stmt), 6);
+    ck_assert(guard_sqlite_column_int64(stmt, 0) == INT64_MIN);
+    ck_assert(guard_sqlite_column_double(stmt, 1) == 0.5);
+    ck_assert_mem_eq(guard_sqlite_column_text(stmt, 2), "text\0more", 9);
+    ck_assert_mem_eq(guard_sqlite_column_blob(stmt, 3, &length), "\0\1\2", 3);
+    ck_assert_int_eq(length, 3);
+    ck_assert_int_eq(guard_sqlite_column_type(stmt, 4), SQLITE_NULL);
+    ck_assert_ptr_null(guard_sqlite_column_text(stmt, 5));
+    /* Binding a statement that was stepped starts it again; its other bindings stay. */
+    guard_sqlite_bind_int64(stmt, 1, 5);
+    ck_assert(guard_sqlite_step(stmt));
+    ck_assert_int_eq(guard_sqlite_column_int64(stmt, 0), 5);
+    ck_assert_str_eq(guard_sqlite_column_text(stmt, 2), "text");
+    ck_assert(!guard_sqlite_step(stmt));
+}
+END_TEST
+
+static void bind_outside(void *stmt)
+{
+    guard_sqlite_bind_int64(stmt, 3, 1);
+}
+
+START_TEST(a_parameter_that_is_not_there_panics)
+{
+    GUARD_AUTO(s);
+    open_database(s);
+    expect_panic(bind_outside, guard_sqlite_prepare(s, db, "SELECT ?1"), GUARD_SQLITE, SQLITE_RANGE);
+}
+END_TEST
+
+static void prepare_it(void *sql)
+{
+    GUARD_AUTO(s);
+    guard_sqlite_prepare(s, db, sql);
+}
+
+START_TEST(two_statements_or_none_are_misuse_to_prepare)
+{
+    GUARD_AUTO(s);
+    open_database(s);
+    expect_panic(prepare_it, (void *)"SELECT 1; SELECT 2", GUARD_MISUSE, GUARD_MISUSE_ARGUMENT);
+    expect_panic(prepare_it, (void *)" -- nothing", GUARD_MISUSE, GUARD_MISUSE_ARGUMENT);
+    expect_panic(prepare_it, NULL, GUARD_MISUSE, GUARD_MISUSE_ARGUMENT);
+    expect_panic(prepare_it, (void *)"SELECT", GUARD_SQLITE, SQLITE_ERROR);
+    ck_assert_ptr_null(sqlite3_next_stmt(guard_sqlite_raw(db), NULL));
+}
+END_TEST
+
+START_TEST(a_statement_that_failed_can_be_run_again)
+{
+    GUARD_AUTO(s);
+    open_database(s);
+    guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "INSERT INTO t VALUES (?1, ?1)");
+    guard_sqlite_bind_int64(stmt, 1, 1);
+    guard_sqlite_run(stmt);
+    expect_panic(step_it, stmt, GUARD_SQLITE, SQLITE_CONSTRAINT_PRIMARYKEY);
+    guard_sqlite_bind_int64(stmt, 1, 2);
+    guard_sqlite_run(stmt);
+    ck_assert_int_eq(guard_sqlite_changes(db), 1);
+    ck_assert_int_eq(guard_sqlite_last_rowid(db), 2);
+    ck_assert_int_eq(database_number(path, COUNT), 2);
+}
+END_TEST
+
+START_TEST(exec_runs_all_statements_up_to_the_first_that_fails)
+{
+    GUARD_AUTO(s);
+    open_database(s);
+    guard_sqlite_exec(db, "");
+    guard_sqlite_exec(db, "INSERT INTO t VALUES (1, 'a'); SELECT * FROM t; ; INSERT INTO t VALUES (2, 'b') -- end");
+    expect_panic(run_sql,
+                 (void *)"INSERT INTO t VALUES (3, 'c'); INSERT INTO t VALUES (3, 'd'); INSERT INTO t VALUES (4, 'e')",
+                 GUARD_SQLITE, SQLITE_CONSTRAINT_PRIMARYKEY);
+    ck_assert_int_eq(database_number(path, COUNT), 3);
+    ck_assert_ptr_null(sqlite3_next_stmt(guard_sqlite_raw(db), NULL));
+}
+END_TEST
+
+START_TEST(a_statement_closed_early_is_gone)
+{
+    GUARD_AUTO(s);
+    open_database(s);
+    guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, COUNT);
+    ck_assert(guard_sqlite_step(stmt));
+    guard_sqlite_stmt_close(stmt);
+    ck_assert_ptr_null(sqlite3_next_stmt(guard_sqlite_raw(db), NULL));
+}
+END_TEST
+
+static void *interrupt_it(void *arg)
+{
+    (void)arg;
+    guard_sqlite_interrupt(db);
+    return NULL;
+}
+
+static int interrupt_once(void *thread)
+{
+    if (*(pthread_t *)thread == 0) {
+        pthread_create(thread, NULL, interrupt_it, NULL);
+        pthread_join(*(pthread_t *)thread, NULL);
+    }
+    return 0;
+}
+
+START_TEST(another_thread_can_interrupt)
+{
+    GUARD_AUTO(s);
+    open_database(s);
+    pthread_t thread = 0;
+    sqlite3_progress_handler(guard_sqlite_raw(db), 1000, interrupt_once, &thread);
+    expect_panic(run_sql,
+                 (void *)"WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c",
+                 GUARD_SQLITE, SQLITE_INTERRUPT);
+}
+END_TEST
+
+int main(void)
+{
+    const TTest *const tests[] = {
+        a_database_that_cannot_be_opened_is_named_and_leaves_nothing,
+        a_file_that_is_no_database_is_refused_at_open,
+        the_defaults_check_foreign_keys_and_sync_fully,
+        options_are_obeyed,
+        a_reserved_word_or_an_unknown_value_is_misuse,
+        closing_with_everything_open_rolls_back_and_leaves_no_lock,
+        a_statement_of_a_closed_connection_is_misuse,
+        a_panic_closes_everything_in_order_and_leaves_no_lock,
+        a_blob_of_the_programs_own_does_not_leave_the_connection_locked,
+        an_adopted_handle_is_left_as_it_was,
+        an_error_says_what_where_and_which_constraint,
+        the_message_is_saved_before_any_defer_runs,
+        values_go_in_and_come_out,
+        a_parameter_that_is_not_there_panics,
+        two_statements_or_none_are_misuse_to_prepare,
+        a_statement_that_failed_can_be_run_again,
+        exec_runs_all_statements_up_to_the_first_that_fails,
+        a_statement_closed_early_is_gone,
+        another_thread_can_interrupt,
+    };
+    return suite_run("sqlite", tests, sizeof tests / sizeof *tests);
+}
