@@ -92,8 +92,8 @@ typedef enum guard_domain {
 typedef enum guard_misuse_code {
     GUARD_MISUSE_ARGUMENT = 1, /* an argument that can never be right: NULL function, reserved word not zero */
     GUARD_MISUSE_SCOPE = 2,    /* a scope that is closed, was never opened, or is closed out of order */
-    GUARD_MISUSE_THREAD = 3,   /* a scope or a ticket of another thread */
-    GUARD_MISUSE_TICKET = 4,   /* a stale ticket: already run, dismissed or released */
+    GUARD_MISUSE_THREAD = 3,   /* another thread's scope */
+    GUARD_MISUSE_TICKET = 4,   /* a stale ticket (already run, dismissed, released or moved), or another thread's */
     GUARD_MISUSE_RECOVER = 5,  /* recovering where no border encloses the scope */
     GUARD_MISUSE_STATE = 6     /* an object is not in a state in which the call makes sense */
 } guard_misuse_code;
@@ -238,7 +238,11 @@ struct guard_scope {
  * deferred functions of s run, newest first. Jumping into the block past the declaration is misuse, and noticed at the end.
  *
  * A close of this form cannot know whether the code returns or is being unwound by something else. So a panic raised by
- * one of its deferred functions is held and raised by the next call of the library, or returned by the border.
+ * one of its deferred functions is held while the rest of the scope runs and the code goes on. It is raised by the next call
+ * that opens, closes, fails, registers, reserves, uses a ticket, raises a panic (which then replaces it) or enters a border, before
+ * that does anything else; or it is returned by the border. A recovering defer of a scope further out may recover it. Without a border
+ * it is uncaught at once. Where the deferred function was compiled without call frame information (-fno-asynchronous-unwind-tables)
+ * the panic goes to its border at once.
  */
 #define GUARD_AUTO(name)                                                        \
     guard_scope name##_guard_scope_ __attribute__((cleanup(guard_impl_leave))); \
@@ -288,7 +292,8 @@ GUARD_API extern const guard_kind guard_owner_kind;
  * what is temporary and registers what it returns on its caller's. They return a ticket, which may be ignored.
  *
  * A registration that cannot be made (no memory, closed scope, another thread's scope) runs the function or the release
- * at once, so that nothing leaks, and then panics. Reserve first (guard_reserve) where that must not happen between an
+ * at once, so that nothing leaks, and then panics; a failure of the release is attached. (One that is to run on success only does
+ * not run, nor does a recovering one.) Reserve first (guard_reserve) where that must not happen between an
  * acquisition and its registration.
  */
 
@@ -380,8 +385,9 @@ GUARD_API void *guard_ticket_object(guard_ticket ticket, const guard_kind *kind)
 
 /*
  * Runs fn(arg) and contains its panic. Returns 0 when fn returned or its panic was recovered, else the panic's code
- * (never 0) with *out filled, where out is not NULL. *out is not touched on 0. Any thread. Locals of the caller are
- * safe: no setjmp happens in its frame.
+ * (never 0) with *out filled, where out is not NULL. *out is not touched on 0. Any thread; where there is no memory for the thread's
+ * stack, it returns ENOMEM without running fn. Locals of the caller are safe: no setjmp happens in its frame. A scope that fn
+ * leaves open is misuse, and its defers cannot be run: it lies in a frame that is gone.
  */
 GUARD_API int guard_run(guard_fn *fn, void *arg, guard_error *out);
 
@@ -639,7 +645,7 @@ static inline guard_ticket guard_impl_register(guard_scope *scope, guard_fn *fn,
     guard_impl_stack_t *stack = guard_impl_stack;
     guard_impl_record *record;
     guard_ticket ticket;
-    if (GUARD_IMPL_UNLIKELY(stack == NULL || scope->stack != stack || (record = stack->free) == NULL ||
+    if (GUARD_IMPL_UNLIKELY(stack == NULL || scope == NULL || scope->stack != stack || (record = stack->free) == NULL ||
                             (fn == NULL && action == NULL))) {
         return guard_impl_defer_slow(scope, fn, action, arg, flags, place);
     }
