@@ -259,16 +259,15 @@ START_TEST(busy_at_commit_keeps_the_transaction_until_the_deadline_then_rolls_ba
 }
 END_TEST
 
+static sqlite3 *third;
+
 /* Ends its reading as soon as the writer's COMMIT waits: then PENDING keeps new readers out. */
 static void *end_reading(void *reader)
 {
-    sqlite3 *third = database_raw(path);
-    sqlite3_busy_timeout(third, 0);
     while (sqlite3_exec(third, COUNT, NULL, NULL, NULL) != SQLITE_BUSY) {
         sched_yield();
     }
     sqlite3_finalize(reader);
-    sqlite3_close(third);
     return NULL;
 }
 
@@ -276,15 +275,20 @@ START_TEST(a_commit_that_waits_for_a_reader_commits_when_that_is_done)
 {
     GUARD_AUTO(s);
     sqlite3_stmt *reader;
+    guard_result result;
     pthread_t thread;
     open_database(s, NULL);
     database_exec(other, "INSERT INTO t VALUES (8), (9)");
     sqlite3_prepare_v2(other, "SELECT id FROM t", -1, &reader, NULL);
     ck_assert_int_eq(sqlite3_step(reader), SQLITE_ROW);
+    third = database_raw(path);
+    sqlite3_busy_timeout(third, 0);
     ck_assert_int_eq(pthread_create(&thread, NULL, end_reading, reader), 0);
-    ck_assert_int_eq(guard_sqlite_transact(db, insert_one, NULL, NULL, NULL), GUARD_COMMITTED);
+    guard_outcome outcome = guard_sqlite_transact(db, insert_one, NULL, NULL, &result);
+    ck_assert_msg(outcome == GUARD_COMMITTED, "%s: %s", guard_outcome_name(outcome), result.error.message);
     pthread_join(thread, NULL);
     ck_assert_int_eq(database_number(path, COUNT), 3);
+    sqlite3_close(third);
     sqlite3_close(other);
 }
 END_TEST
