@@ -95,6 +95,10 @@ int guard_pq_collect(guard_pq *pq, int32_t ms, PGresult **kept, guard_error *err
         /* libpq had nothing to give: it is the connection, or memory. */
         code = guard_pq_error_conn(pq->conn, error, "reading the answer");
     }
+    /* libpq 15 calls a connection good on which sending has failed, until somebody reads from it. */
+    if (code != 0 && error->sqlstate[0] == '\0' && error->domain == GUARD_PQ && guard_pq_is_dead(pq)) {
+        error->code = code = GUARD_PQ_CONNECTION;
+    }
     guard_pq_count_changes(pq, code == 0 ? last : NULL);
     if (code != 0 || kept == NULL) {
         PQclear(last);

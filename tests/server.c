@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: MIT */
+#include "server.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "suite.h"
+
+PGconn *server_connect(const char *conninfo)
+{
+    PGconn *conn = PQconnectdb(conninfo);
+    ck_assert_msg(PQstatus(conn) == CONNECTION_OK, "%s", PQerrorMessage(conn));
+    return conn;
+}
+
+static void be_silent(void *arg, const char *message)
+{
+    (void)arg;
+    (void)message;
+}
+
+/* Kept for the test's process; the server may have been restarted since the last question. */
+static PGresult *ask(const char *sql)
+{
+    static PGconn *conn;
+    PGresult *result = NULL;
+    for (int tries = 0; tries < 2; tries++) {
+        if (conn == NULL) {
+            conn = server_connect("");
+            PQsetNoticeProcessor(conn, be_silent, NULL);
+        }
+        PQclear(result);
+        result = PQexec(conn, sql);
+        /* libpq 15 calls a connection good on which sending has failed; but only a server gives an SQLSTATE. */
+        if (PQresultStatus(result) != PGRES_FATAL_ERROR || PQresultErrorField(result, PG_DIAG_SQLSTATE) != NULL) {
+            break;
+        }
+        PQfinish(conn);
+        conn = NULL;
+    }
+    ExecStatusType status = PQresultStatus(result);
+    ck_assert_msg(status == PGRES_COMMAND_OK || status == PGRES_TUPLES_OK, "%s: %s", sql, PQresultErrorMessage(result));
+    return result;
+}
+
+void server_run(const char *sql)
+{
+    PQclear(ask(sql));
+}
+
+int64_t server_number(const char *sql)
+{
+    PGresult *result = ask(sql);
+    int64_t number = -1;
+    if (PQntuples(result) > 0 && !PQgetisnull(result, 0, 0)) {
+        number = strtoll(PQgetvalue(result, 0, 0), NULL, 10);
+    }
+    PQclear(result);
+    return number;
+}
+
+void server_wait(const char *sql, int64_t wanted)
+{
+    struct timespec pause = {.tv_nsec = 1000000};
+    int64_t found = -1;
+    for (int tries = 0; tries < 10000; tries++) {
+        found = server_number(sql);
+        if (found == wanted) {
+            return;
+        }
+        nanosleep(&pause, NULL);
+    }
+    ck_abort_msg("%s is %lld, not %lld", sql, (long long)found, (long long)wanted);
+}
+
+void server_reset(void)
+{
+    server_run(
+        "DROP TABLE IF EXISTS t, public.guard_marker;"
+        "CREATE TABLE t(id integer PRIMARY KEY, note text);"
+        "CREATE TABLE public.guard_marker(session uuid NOT NULL, seq bigint NOT NULL, fenced boolean NOT NULL DEFAULT "
+        "false, made timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (session, seq))");
+}
+
+int64_t server_rows(int id)
+{
+    char sql[64];
+    snprintf(sql, sizeof(sql), "SELECT count(*) FROM t WHERE id = %d", id);
+    return server_number(sql);
+}
+
+void server_control(const char *arguments)
+{
+    char command[512];
+    snprintf(command, sizeof(command), "'%s' %s >/dev/null 2>&1 </dev/null", getenv("GUARD_TEST_PG_CTL"), arguments);
+    int status = system(command);
+    ck_assert_msg(status == 0, "%s: %d", command, status);
+}
+
+int server_pid(PGconn *conn)
+{
+    return PQbackendPID(conn);
+}
+
+void server_signal(int pid, int number)
+{
+    ck_assert_msg(kill(pid, number) == 0, "signal %d to %d", number, pid);
+}

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * server.h: the PostgreSQL server of tests/with-postgres, as the tests of libguard-pq see it from outside: over a plain libpq connection
+ * of their own, so that the answer is what another program would find.
+ */
+#ifndef TESTS_SERVER_H
+#define TESTS_SERVER_H
+
+#include <libpq-fe.h>
+#include <stdint.h>
+
+/* Runs SQL; fails the test when it fails. */
+void server_run(const char *sql);
+
+/* The one value of a query as a number; -1 for NULL or no row. */
+int64_t server_number(const char *sql);
+
+/* Waits until the query's number is the wanted one; fails the test after 10 s. */
+void server_wait(const char *sql, int64_t wanted);
+
+/* Table t(id integer primary key, note text) and the marker table, empty. */
+void server_reset(void);
+
+/* Rows of t with this id. */
+int64_t server_rows(int id);
+
+/* A connection of the program's own; fails the test where there is none. */
+PGconn *server_connect(const char *conninfo);
+
+/* pg_ctl of the server, for instance "-m immediate stop". */
+void server_control(const char *arguments);
+
+/* The process that serves a connection. */
+int server_pid(PGconn *conn);
+
+/* Sends a signal to a process of the server, also where that belongs to another user. */
+void server_signal(int pid, int signal);
+
+#endif
