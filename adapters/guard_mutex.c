@@ -13,6 +13,10 @@
 
 #include "guard_mutex_internal.h"
 
+#ifdef UNDER_TSAN
+#include <sanitizer/tsan_interface.h>
+#endif
+
 typedef struct mutex_held {
     lock_held head; /* first */
     guard_fn *repair;
@@ -31,7 +35,14 @@ static int mutex_now(void *lock)
 static int mutex_until(void *lock, clockid_t clock, const struct timespec *time)
 {
     if (clock == CLOCK_REALTIME) {
-        return pthread_mutex_timedlock(lock, time);
+        int result = pthread_mutex_timedlock(lock, time);
+#ifdef UNDER_TSAN
+        if (result == EOWNERDEAD) { /* which it does not take for a lock */
+            __tsan_mutex_pre_lock(lock, __tsan_mutex_try_lock);
+            __tsan_mutex_post_lock(lock, __tsan_mutex_try_lock, 0);
+        }
+#endif
+        return result;
     }
     int error = pthread_mutex_clocklock(lock, clock, time);
     if (error == EINVAL) {

@@ -134,30 +134,42 @@ bool guard_impl_lock_slice(const lock_deadline *deadline, clockid_t clock, struc
     return true;
 }
 
-/*
- * The clocked calls are right whatever is done to the wall clock. ThreadSanitizer (gcc 12, clang 14) knows none
- * of them, valgrind 3.19 not pthread_mutex_clocklock: to them the lock would not be held, and every access
- * under it a race.
- */
-static clockid_t wait_clock(const lock_calls *calls)
+#ifdef RUNNING_ON_VALGRIND
+static bool under_valgrind(void)
 {
-#if defined(__SANITIZE_THREAD__)
-    (void)calls;
+    return RUNNING_ON_VALGRIND;
+}
+#else
+static bool under_valgrind(void)
+{
+    return false;
+}
+#endif
+
+/*
+ * The clocked calls are right whatever is done to the wall clock. ThreadSanitizer (gcc 12, clang 14) knows none of them
+ * and valgrind 3.19 not pthread_mutex_clocklock: to them the lock would not be held, and every access under it a race.
+ */
+static clockid_t wait_clock(void)
+{
+#ifdef UNDER_TSAN
     return CLOCK_REALTIME;
 #else
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-    return CLOCK_REALTIME;
+    return under_valgrind() ? CLOCK_REALTIME : CLOCK_MONOTONIC;
 #endif
-#endif
-#ifdef RUNNING_ON_VALGRIND
-    if (!calls->clocked && RUNNING_ON_VALGRIND) {
-        return CLOCK_REALTIME;
+}
+
+/* For locks whose timed calls valgrind does not know or takes for failed when they time out. */
+static int lock_poll(const lock_calls *calls, void *lock, const lock_deadline *deadline)
+{
+    int error;
+    for (struct timespec end; (error = calls->now(lock)) == EBUSY;) {
+        if (!guard_impl_lock_slice(deadline, CLOCK_MONOTONIC, &end)) {
+            return ETIMEDOUT;
+        }
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     }
-#endif
-    (void)calls;
-    return CLOCK_MONOTONIC;
-#endif
+    return error;
 }
 
 int guard_impl_lock_take(const lock_calls *calls, void *lock, int wait_ms)
@@ -166,8 +178,11 @@ int guard_impl_lock_take(const lock_calls *calls, void *lock, int wait_ms)
     if (error != EBUSY) {
         return error;
     }
-    clockid_t clock = wait_clock(calls);
+    clockid_t clock = wait_clock();
     lock_deadline deadline = guard_impl_lock_deadline(wait_ms);
+    if (calls->polled && under_valgrind()) {
+        return lock_poll(calls, lock, &deadline);
+    }
     for (struct timespec end; guard_impl_lock_slice(&deadline, clock, &end);) {
         error = calls->until(lock, clock, &end);
         if (error != ETIMEDOUT && error != EINTR) {

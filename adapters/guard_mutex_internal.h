@@ -11,6 +11,14 @@
 
 #include <guard/guard_mutex.h>
 
+#if defined(__SANITIZE_THREAD__)
+#define UNDER_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define UNDER_TSAN 1
+#endif
+#endif
+
 /* Begins every object: which lock, who took it, where and when. */
 typedef struct lock_held {
     const char *what; /* "mutex" */
@@ -42,7 +50,7 @@ void guard_impl_lock_end(lock_held *held, int error);
 typedef struct lock_calls {
     int (*now)(void *lock);
     int (*until)(void *lock, clockid_t clock, const struct timespec *time);
-    bool clocked; /* valgrind knows `until` on CLOCK_MONOTONIC */
+    bool polled; /* under valgrind, which does not know `until` */
 } lock_calls;
 
 /* Takes a lock within `wait_ms`. Returns 0, ETIMEDOUT or another errno. */

@@ -28,8 +28,8 @@ static int write_until(void *lock, clockid_t clock, const struct timespec *time)
                                    : pthread_rwlock_clockwrlock(lock, clock, time);
 }
 
-static const lock_calls calls[] = {{.now = read_now, .until = read_until, .clocked = true},
-                                   {.now = write_now, .until = write_until, .clocked = true}};
+static const lock_calls calls[] = {{.now = read_now, .until = read_until, .polled = true},
+                                   {.now = write_now, .until = write_until, .polled = true}};
 static const char *const what[] = {"read lock", "write lock"};
 
 static void rwlock_release(void *object)

@@ -451,8 +451,11 @@ START_TEST(a_lock_is_held_against_another_program_and_not_inherited_by_it)
     if (child == 0) {
         dup2(input[0], STDIN_FILENO);
         dup2(output[1], STDOUT_FILENO);
+        char self[4096];
+        ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+        self[length > 0 ? length : 0] = '\0';
         setenv(HOLD, "db", 1);
-        execl("/proc/self/exe", "check_file_lock", (char *)NULL);
+        execl(self, self, (char *)NULL);
         _exit(127);
     }
     close(input[0]);
