@@ -102,14 +102,19 @@ static int mutex_try(const mutex_held *held)
 
 /* -------------------------------------------------------------------------------------------------- kind -- */
 
+static int mutex_unlock(void *lock)
+{
+    return pthread_mutex_unlock(lock);
+}
+
 static void mutex_release(void *object)
 {
     mutex_held *held = object;
-    int error = 0;
-    if (!held->lost && guard_impl_lock_is_own(&held->head)) {
-        error = pthread_mutex_unlock(held->head.lock);
+    if (held->lost) {
+        guard_deallocate(held);
+    } else {
+        guard_impl_lock_end(&held->head, mutex_unlock);
     }
-    guard_impl_lock_end(&held->head, error);
 }
 
 static void mutex_child(void *object)
@@ -258,7 +263,11 @@ int guard_impl_mutex_wait(guard_ticket lock, pthread_cond_t *condition, int (*re
                           const guard_place *place)
 {
     mutex_held *held = guard_ticket_object(lock, &mutex_kind);
-    if (held == NULL || !guard_impl_lock_is_own(&held->head) || !guard_impl_lock_wait_ms_is_right(wait_ms, place)) {
+    if (held == NULL || !guard_impl_lock_wait_ms_is_right(wait_ms, place)) {
+        return 0;
+    }
+    if (!guard_impl_lock_is_own(&held->head)) {
+        guard_impl_lock_misuse_thread(&held->head);
         return 0;
     }
     if (held->lost || ready == NULL) {

@@ -65,18 +65,23 @@ void guard_impl_lock_fail(lock_held *held, int error, int wait_ms)
 
 bool guard_impl_lock_is_own(const lock_held *held)
 {
-    if (pthread_equal(held->thread, pthread_self())) {
-        return true;
-    }
-    guard_impl_misuse(held->place, GUARD_MISUSE_THREAD, "%s %s was taken by another thread", held->what, held->name);
-    return false;
+    return pthread_equal(held->thread, pthread_self());
 }
 
-void guard_impl_lock_end(lock_held *held, int error)
+void guard_impl_lock_misuse_thread(const lock_held *held)
 {
+    guard_impl_misuse(held->place, GUARD_MISUSE_THREAD, "%s %s was taken by another thread", held->what, held->name);
+}
+
+void guard_impl_lock_end(lock_held *held, int (*unlock)(void *lock))
+{
+    bool own = guard_impl_lock_is_own(held);
+    int error = own ? unlock(held->lock) : 0;
     lock_held copy = *held;
-    guard_deallocate(held);
-    if (error != 0) {
+    guard_deallocate(held); /* before the misuse, which does not return as a rule */
+    if (!own) {
+        guard_impl_lock_misuse_thread(&copy);
+    } else if (error != 0) {
         guard_impl_misuse(copy.place, GUARD_MISUSE_STATE, "cannot unlock %s %s, was it unlocked behind its guard? %s",
                           copy.what, copy.name, strerrordesc_np(error));
     }

@@ -39,11 +39,12 @@ size_t guard_impl_lock_describe(const void *object, char *text, size_t size);
 /* The lock was not taken, for `error`: gives the object back and panics. */
 GUARD_NORETURN void guard_impl_lock_fail(lock_held *held, int error, int wait_ms);
 
-/* Whether this thread took the lock; misuse, and nothing may be done with the lock, if not. */
+/* Whether this thread took the lock. If not, nothing may be done with it. */
 bool guard_impl_lock_is_own(const lock_held *held);
+void guard_impl_lock_misuse_thread(const lock_held *held);
 
-/* Gives the object back; misuse where unlocking failed with `error`. */
-void guard_impl_lock_end(lock_held *held, int error);
+/* Gives a lock back that belongs to its thread, by `unlock`, and the object in any case; misuse where that failed. */
+void guard_impl_lock_end(lock_held *held, int (*unlock)(void *lock));
 
 /* How a lock is taken: at once, 0, EBUSY or another errno, NULL where that is not to be tried; and until a time
  * on a clock, 0, ETIMEDOUT or another errno. */

@@ -32,11 +32,14 @@ static const lock_calls calls[] = {{.now = read_now, .until = read_until, .polle
                                    {.now = write_now, .until = write_until, .polled = true}};
 static const char *const what[] = {"read lock", "write lock"};
 
+static int rwlock_unlock(void *lock)
+{
+    return pthread_rwlock_unlock(lock);
+}
+
 static void rwlock_release(void *object)
 {
-    lock_held *held = object;
-    int error = guard_impl_lock_is_own(held) ? pthread_rwlock_unlock(held->lock) : 0;
-    guard_impl_lock_end(held, error);
+    guard_impl_lock_end(object, rwlock_unlock);
 }
 
 /* In a child it is left alone: glibc knows the writer by its thread's id, which is another one there. */

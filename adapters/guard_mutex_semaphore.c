@@ -24,11 +24,16 @@ static int semaphore_until(void *lock, clockid_t clock, const struct timespec *t
 
 static const lock_calls semaphore_calls = {.now = semaphore_now, .until = semaphore_until};
 
-/* Any thread may post. */
+static int semaphore_post(void *lock)
+{
+    return sem_post(lock) == 0 ? 0 : errno;
+}
+
 static void semaphore_release(void *object)
 {
     lock_held *held = object;
-    guard_impl_lock_end(held, sem_post(held->lock) == 0 ? 0 : errno);
+    held->thread = pthread_self(); /* any thread may post */
+    guard_impl_lock_end(held, semaphore_post);
 }
 
 /* In a child it is left alone: where it is shared, what was taken is the parent's. */

@@ -484,6 +484,7 @@ START_TEST(a_mutex_is_not_unlocked_by_another_thread)
     lock_begin(&locks[0]);
     pthread_t thread;
     void *code;
+    size_t blocks = fault_memory_blocks();
     guard_owner *owner = guard_owner_new();
     guard_mutex_lock(guard_owner_scope(owner), &mutex, NULL);
     ck_assert_int_eq(pthread_create(&thread, NULL, close_owner_on_thread, owner), 0);
@@ -493,6 +494,7 @@ START_TEST(a_mutex_is_not_unlocked_by_another_thread)
     ck_assert_has(error.message, "mutex &mutex was taken by another thread");
     ck_assert(!is_free());
     pthread_mutex_unlock(&mutex);
+    ck_assert_uint_eq(fault_memory_blocks(), blocks);
 }
 END_TEST
 
