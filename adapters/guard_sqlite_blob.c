@@ -9,6 +9,7 @@ struct guard_sqlite_blob {
     guard_sqlite_blob *previous;
     guard_ticket ticket;
     const guard_place *place;
+    int told; /* the code of the latest failure, which sqlite3_blob_close repeats */
 };
 
 /* Returns what sqlite3_blob_close does: outside of a transaction it commits, and that may fail. */
@@ -35,9 +36,10 @@ static int detach_blob(guard_sqlite_blob *blob)
 static void close_blob(guard_sqlite_blob *blob, const guard_place *place)
 {
     guard_sqlite *db = blob->db;
+    int told = blob->told;
     int rc = detach_blob(blob);
     guard_deallocate(blob);
-    if (rc != SQLITE_OK) {
+    if (rc != SQLITE_OK && rc != told) {
         guard_sqlite_raise(db, rc, "blob", place);
     }
 }
@@ -69,6 +71,7 @@ guard_sqlite_blob *guard_sqlite_blob_open_at(guard_scope *scope, guard_sqlite *d
     }
     blob->db = db;
     blob->place = place;
+    blob->told = SQLITE_OK;
     blob->previous = NULL;
     blob->next = db->blobs;
     if (blob->next != NULL) {
@@ -89,6 +92,14 @@ static int check_blob(const guard_sqlite_blob *blob, const guard_place *place)
     return guard_sqlite_may_run(blob->db, place);
 }
 
+static void check_access(guard_sqlite_blob *blob, int rc, const guard_place *place)
+{
+    if (rc != SQLITE_OK) {
+        blob->told = rc;
+        guard_sqlite_raise(blob->db, rc, "blob", place);
+    }
+}
+
 int guard_sqlite_blob_size(guard_sqlite_blob *blob)
 {
     return sqlite3_blob_bytes(blob->raw);
@@ -97,10 +108,7 @@ int guard_sqlite_blob_size(guard_sqlite_blob *blob)
 void guard_sqlite_blob_read_at(guard_sqlite_blob *blob, void *data, int length, int offset, const guard_place *place)
 {
     if (check_blob(blob, place)) {
-        int rc = sqlite3_blob_read(blob->raw, data, length, offset);
-        if (rc != SQLITE_OK) {
-            guard_sqlite_raise(blob->db, rc, "blob", place);
-        }
+        check_access(blob, sqlite3_blob_read(blob->raw, data, length, offset), place);
     }
 }
 
@@ -108,10 +116,7 @@ void guard_sqlite_blob_write_at(guard_sqlite_blob *blob, const void *data, int l
                                 const guard_place *place)
 {
     if (check_blob(blob, place)) {
-        int rc = sqlite3_blob_write(blob->raw, data, length, offset);
-        if (rc != SQLITE_OK) {
-            guard_sqlite_raise(blob->db, rc, "blob", place);
-        }
+        check_access(blob, sqlite3_blob_write(blob->raw, data, length, offset), place);
     }
 }
 
