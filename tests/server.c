@@ -105,6 +105,17 @@ int server_pid(PGconn *conn)
     return PQbackendPID(conn);
 }
 
+int server_postmaster(void)
+{
+    char path[512];
+    int pid = 0;
+    snprintf(path, sizeof(path), "%s/postmaster.pid", getenv("GUARD_TEST_PG_DIR"));
+    FILE *file = fopen(path, "r");
+    ck_assert_msg(file != NULL && fscanf(file, "%d", &pid) == 1, "%s", path);
+    fclose(file);
+    return pid;
+}
+
 void server_signal(int pid, int number)
 {
     ck_assert_msg(kill(pid, number) == 0, "signal %d to %d", number, pid);

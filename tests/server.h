@@ -33,6 +33,9 @@ void server_control(const char *arguments);
 /* The process that serves a connection. */
 int server_pid(PGconn *conn);
 
+/* The server's first process. */
+int server_postmaster(void);
+
 /* Sends a signal to a process of the server, also where that belongs to another user. */
 void server_signal(int pid, int signal);
 
