@@ -41,7 +41,9 @@ static int64_t clock_after(int64_t ms)
 guard_limits guard_limits_here(const guard_stack *stack)
 {
     guard_limits limits = {false, CLOCK_NEVER};
-    for (const guard_scope *scope = stack->hot.top; scope != NULL && !limits.is_masked; scope = scope->outer) {
+    guard_walk walk = guard_walk_open(stack);
+    for (; walk.scope != NULL && !limits.is_masked; guard_walk_next(stack, &walk)) {
+        const guard_scope *scope = walk.scope;
         if (scope->flags & SCOPE_ENDING) {
             limits.is_masked = true;
         } else {

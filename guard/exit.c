@@ -20,7 +20,7 @@
 static __attribute__((noinline)) void unwind_scopes(guard_stack *stack)
 {
     guard_raise_held();
-    while (stack->hot.top != NULL) {
+    while (guard_scope_is_sound(stack, stack->hot.top)) {
         guard_scope *scope = stack->hot.top;
         uint32_t count = 0;
         for (; scope->head != NULL; count++) {
@@ -43,8 +43,8 @@ void guard_stack_unwind(guard_stack *stack)
     guard_error error;
     guard_impl_border border __attribute__((cleanup(unwind_pass))) = {.out = &error, .state = GUARD_IMPL_LINKED};
     /* No close in a dying frame must be resumed, and no panic land in one. */
-    for (guard_scope *scope = stack->hot.top; scope != NULL; scope = scope->outer) {
-        scope->flags = (scope->flags & ~(SCOPE_LEAVING | SCOPE_CLOSING)) | SCOPE_UNWINDING;
+    for (guard_walk walk = guard_walk_open(stack); walk.scope != NULL; guard_walk_next(stack, &walk)) {
+        walk.scope->flags = (walk.scope->flags & ~(SCOPE_LEAVING | SCOPE_CLOSING)) | SCOPE_UNWINDING;
     }
     stack->panic = NULL;
     stack->border = &border;

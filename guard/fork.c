@@ -52,8 +52,8 @@ static void records_inherit(guard_impl_record *record)
 
 static void stack_inherit(guard_stack *stack)
 {
-    for (guard_scope *scope = stack->hot.top; scope != NULL; scope = scope->outer) {
-        records_inherit(scope->head);
+    for (guard_walk walk = guard_walk_open(stack); walk.scope != NULL; guard_walk_next(stack, &walk)) {
+        records_inherit(walk.scope->head);
     }
     records_inherit(stack->orphans.head);
 }

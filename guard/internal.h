@@ -147,6 +147,43 @@ static inline bool guard_scope_is_owner(const guard_scope *scope)
     return scope->stack == &guard_owner_mark;
 }
 
+/*
+ * What every walk outwards asks before it reads a scope: false for one that a foreign jump passed and whose frame has been written over,
+ * as far as that can be seen. Never true for NULL.
+ */
+static inline bool guard_scope_is_sound(const guard_stack *stack, const guard_scope *scope)
+{
+    return scope != NULL && (scope->stack == &stack->hot || scope->stack == &guard_owner_mark);
+}
+
+/*
+ * A walk outwards over the open scopes, which ends at the first that is not sound, and also where a scope that a foreign jump passed lies
+ * where a newer one is now, so that the list runs in a circle (Brent's algorithm: `mark` is met again).
+ */
+typedef struct guard_walk {
+    guard_scope *scope; /* the present one; NULL: the end */
+    const guard_scope *mark;
+    uint32_t steps;
+    uint32_t limit;
+} guard_walk;
+
+static inline guard_walk guard_walk_open(const guard_stack *stack)
+{
+    guard_scope *top = stack->hot.top;
+    return (guard_walk){guard_scope_is_sound(stack, top) ? top : NULL, top, 0, 8};
+}
+
+static inline void guard_walk_next(const guard_stack *stack, guard_walk *walk)
+{
+    guard_scope *next = walk->scope->outer;
+    walk->scope = guard_scope_is_sound(stack, next) && next != walk->mark ? next : NULL;
+    if (++walk->steps == walk->limit) {
+        walk->mark = next;
+        walk->steps = 0;
+        walk->limit *= 2;
+    }
+}
+
 static inline guard_pool *guard_scope_pool(guard_stack *stack, guard_scope *scope)
 {
     return guard_scope_is_owner(scope) ? &((guard_owner *)(void *)scope)->pool : &stack->pool;
@@ -237,7 +274,9 @@ void guard_watch_forget(void);
  * Makes orphans of the registrations whose scopes lie in [low, high): takes them off these scopes without reading them. Returns how many.
  */
 uint32_t guard_orphans_collect(guard_stack *stack, uintptr_t low, uintptr_t high);
-/* The same for scopes in frames of this thread that are gone: below `frame`. -1 where that cannot be told (a fiber, another stack). */
+/* The innermost sound scope in (low, high) with a registration, found by its records; NULL if there is none. */
+guard_scope *guard_orphans_beyond(guard_stack *stack, uintptr_t low, uintptr_t high);
+/* guard_orphans_collect for scopes in frames of this thread that are gone: below `frame`. -1 where that cannot be told (a fiber, another stack). */
 int guard_orphans_below(guard_stack *stack, const void *frame);
 /* The stack's frames are all gone: releases the kinds with GUARD_KIND_HEAP, reports the others. */
 void guard_orphans_release(guard_stack *stack);

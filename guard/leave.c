@@ -124,7 +124,10 @@ static inline __attribute__((always_inline)) void leave_loop(guard_stack *stack,
     }
 }
 
-/* Hands the records of scopes that were left open in this frame to `scope`. Returns how many scopes that were. */
+/*
+ * Hands the records of scopes that were left open in this frame to `scope`. Returns how many scopes that were, without those whose close a
+ * foreign unwind out of a deferred function has cut.
+ */
 static int leave_adopt(guard_stack *stack, guard_scope *scope, const void *frame)
 {
     int count = 0;
@@ -140,7 +143,7 @@ static int leave_adopt(guard_stack *stack, guard_scope *scope, const void *frame
         scope->dead += inner->dead;
         scope->reserved += inner->reserved;
         inner->stack = NULL;
-        count++;
+        count += !(inner->flags & SCOPE_LEAVING);
     }
     stack->hot.top = scope;
     return count;

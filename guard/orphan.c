@@ -81,6 +81,11 @@ static void orphan_give_reserved(guard_stack *stack, guard_impl_record *record)
     }
 }
 
+typedef struct orphan_nearest {
+    const guard_stack *stack;
+    guard_scope *scope;
+} orphan_nearest;
+
 /* Appends a scope's list behind **tail; returns its length without what was dismissed. What is found names no scope for now. */
 static uint32_t orphan_adopt(guard_stack *stack, guard_impl_record *record, guard_impl_record ***tail)
 {
@@ -122,11 +127,12 @@ static void records_flag(guard_impl_record *record, uint32_t flags)
 uint32_t guard_orphans_collect(guard_stack *stack, uintptr_t low, uintptr_t high)
 {
     orphan_range range = {low != 0 ? low : 1, high};
-    guard_impl_record *older = stack->orphans.head;
-    guard_impl_record *newer = NULL;
-    guard_impl_record **tail = &newer;
+    guard_impl_record **tail = &stack->orphans.head;
     uint32_t count = 0;
-    records_name(older, NULL); /* not to be found again */
+    records_name(stack->orphans.head, NULL); /* not to be found again */
+    while (*tail != NULL) {
+        tail = &(*tail)->next; /* a foreign unwind goes outwards: those that it passed before were inside of these */
+    }
     records_flag(stack->hot.free, RECORD_FREE);
     orphans_visit(stack, &range, orphan_mark_next, NULL);
     for (;;) {
@@ -138,10 +144,29 @@ uint32_t guard_orphans_collect(guard_stack *stack, uintptr_t low, uintptr_t high
         count += orphan_adopt(stack, head, &tail);
     }
     records_flag(stack->hot.free, 0);
-    *tail = older;
-    stack->orphans.head = newer;
-    records_name(newer, &stack->orphans);
+    records_name(stack->orphans.head, &stack->orphans);
     return count;
+}
+
+static void orphan_pick_sound(guard_impl_record *record, const orphan_range *range, void *arg)
+{
+    orphan_nearest *nearest = arg;
+    guard_scope *scope = record->scope;
+    (void)range;
+    if (scope != &nearest->stack->orphans && guard_scope_is_sound(nearest->stack, scope) &&
+        (nearest->scope == NULL || (uintptr_t)scope < (uintptr_t)nearest->scope)) {
+        nearest->scope = scope;
+    }
+}
+
+guard_scope *guard_orphans_beyond(guard_stack *stack, uintptr_t low, uintptr_t high)
+{
+    orphan_range range = {low + 1, high};
+    orphan_nearest nearest = {stack, NULL};
+    records_flag(stack->hot.free, RECORD_FREE);
+    orphans_visit(stack, &range, orphan_pick_sound, &nearest);
+    records_flag(stack->hot.free, 0);
+    return nearest.scope;
 }
 
 /* The bounds of this thread's own stack; false where they cannot be had. The main thread's are read from /proc. */

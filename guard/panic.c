@@ -29,9 +29,10 @@ static const void *panic_target(const guard_stack *stack)
     if (stack->border == NULL) {
         return NULL;
     }
-    for (const guard_scope *scope = stack->hot.top; scope != stack->border->scope; scope = scope->outer) {
-        if (scope->flags & SCOPE_LEAVING) {
-            return scope;
+    guard_walk walk = guard_walk_open(stack);
+    for (; walk.scope != NULL && walk.scope != stack->border->scope; guard_walk_next(stack, &walk)) {
+        if (walk.scope->flags & SCOPE_LEAVING) {
+            return walk.scope;
         }
     }
     return stack->border;
@@ -65,26 +66,37 @@ static const guard_scope *panic_end(const guard_recovery *panic)
 }
 
 /*
- * A scope that a foreign jump passed has been written over, and so is what lies beyond it on the list: all of it is in frames that this
- * panic ends or that are gone. See orphan.c.
+ * A foreign jump passed scopes, and one of them has been written over: the list ends there. The live ones beyond it are found by their
+ * records, see orphan.c; what remains inside `end` after them is on scopes that are gone.
  */
-static __attribute__((noinline)) void panic_give_up(guard_stack *stack, const guard_scope *end)
+static __attribute__((noinline)) bool panic_mend(guard_stack *stack, const guard_scope *inner, const guard_scope *end)
 {
-    guard_scope *border_scope = (guard_scope *)(uintptr_t)end;
-    stack->hot.top = border_scope;
-    guard_orphans_collect(stack, 0, border_scope != NULL ? (uintptr_t)border_scope : UINTPTR_MAX);
+    uintptr_t low = inner != NULL ? (uintptr_t)inner : (uintptr_t)__builtin_frame_address(0);
+    uintptr_t high = end != NULL ? (uintptr_t)end : UINTPTR_MAX;
+    guard_scope *next = guard_orphans_beyond(stack, low, high);
+    if (next != NULL) {
+        stack->hot.top = next;
+        return true;
+    }
+    stack->hot.top = (guard_scope *)(uintptr_t)end;
+    guard_orphans_collect(stack, 0, high);
+    return false;
 }
 
 /* Runs the records of the scopes inside `end` in the name of the panic, and once it is recovered, in nobody's. */
 static void panic_run(guard_stack *stack, guard_recovery *panic, const guard_scope *end)
 {
+    const guard_scope *inner = NULL;
     while (stack->hot.top != end) {
         guard_scope *scope = stack->hot.top;
-        if (GUARD_IMPL_UNLIKELY(scope->stack != &stack->hot && !guard_scope_is_owner(scope))) {
-            panic_give_up(stack, end);
-            return;
+        if (GUARD_IMPL_UNLIKELY(!guard_scope_is_sound(stack, scope))) {
+            if (!panic_mend(stack, inner, end)) {
+                return;
+            }
+            continue;
         }
         uint32_t count = 0;
+        inner = scope;
         panic->scope = scope;
         scope->flags |= SCOPE_CLOSING | SCOPE_UNWINDING;
         for (; scope->head != NULL; count++) {
@@ -322,8 +334,9 @@ const guard_error *guard_panicking(void)
     if (panic == NULL || panic->recovered || stack->border != panic->border) {
         return NULL;
     }
-    for (const guard_scope *scope = stack->hot.top; scope != NULL && scope != panic->scope; scope = scope->outer) {
-        if (scope->flags & (SCOPE_LEAVING | SCOPE_CLOSING)) {
+    guard_walk walk = guard_walk_open(stack);
+    for (; walk.scope != NULL && walk.scope != panic->scope; guard_walk_next(stack, &walk)) {
+        if (walk.scope->flags & (SCOPE_LEAVING | SCOPE_CLOSING)) {
             return NULL; /* a scope of the deferred function, which ends normally */
         }
     }

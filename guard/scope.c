@@ -189,11 +189,14 @@ void guard_scope_end(guard_stack *stack, guard_scope *scope, uint32_t count)
 
 static bool scope_is_open(const guard_stack *stack, const guard_scope *scope)
 {
-    const guard_scope *open = stack != NULL ? stack->hot.top : NULL;
-    while (open != NULL && open != scope) {
-        open = open->outer;
+    if (stack == NULL) {
+        return false;
     }
-    return open != NULL;
+    guard_walk walk = guard_walk_open(stack);
+    while (walk.scope != NULL && walk.scope != scope) {
+        guard_walk_next(stack, &walk);
+    }
+    return walk.scope != NULL;
 }
 
 /* A scope that is not the innermost: the memory of one that was never opened must not be read. */

@@ -93,6 +93,7 @@ void guard_stack_close(guard_stack *stack)
     stack->hot.top = NULL;
     guard_stack_end_held(stack);
     if (is_in_use) {
+        guard_before_jump(); /* the frames that were passed did not unpoison themselves */
         guard_orphans_collect(stack, 0, UINTPTR_MAX);
         guard_orphans_release(stack);
     }
