@@ -56,12 +56,16 @@ void guard_error_message(guard_error *error, const char *format, va_list argumen
 {
     const char *conversion = strchrnul(format, '%');
     size_t length = (size_t)(conversion - format);
-    if (*conversion == '\0' && length < sizeof error->message) {
+    if (*conversion == '\0' && length < sizeof error->message && (length == 0 || format[length - 1] != '\n')) {
         memcpy(error->message, format, length + 1);
         return;
     }
     char text[1024]; /* longer than a message, so that the cut is made at a character */
     vsnprintf(text, sizeof text, format, arguments);
+    size_t end = strnlen(text, sizeof text);
+    while (end > 0 && text[end - 1] == '\n') {
+        text[--end] = '\0'; /* a message is one line; those of libpq end with a newline */
+    }
     guard_text_copy(error->message, sizeof error->message, text);
 }
 
@@ -81,6 +85,12 @@ static void text_copy_known(char *to, size_t size, const char *from)
     }
 }
 
+/* An error that a program filled in may say more than there can be. */
+static uint8_t error_causes(const guard_error *error)
+{
+    return error->cause_count <= GUARD_CAUSES ? error->cause_count : GUARD_CAUSES;
+}
+
 /* What lies behind the texts is cleared, not copied: no bytes of a dead frame travel with an error. */
 void guard_error_copy(guard_error *to, const guard_error *from)
 {
@@ -89,6 +99,7 @@ void guard_error_copy(guard_error *to, const guard_error *from)
     }
     memset(to, 0, sizeof *to);
     memcpy(to, from, offsetof(guard_error, sqlstate));
+    to->cause_count = error_causes(from);
     text_copy_known(to->sqlstate, sizeof to->sqlstate, from->sqlstate);
     text_copy_known(to->file, sizeof to->file, from->file);
     text_copy_known(to->function, sizeof to->function, from->function);
@@ -96,8 +107,8 @@ void guard_error_copy(guard_error *to, const guard_error *from)
     text_copy_known(to->detail, sizeof to->detail, from->detail);
     text_copy_known(to->hint, sizeof to->hint, from->hint);
     text_copy_known(to->constraint, sizeof to->constraint, from->constraint);
-    if (from->cause_count > 0) {
-        memcpy(to->causes, from->causes, from->cause_count * sizeof *from->causes);
+    if (to->cause_count > 0) {
+        memcpy(to->causes, from->causes, to->cause_count * sizeof *from->causes);
     }
 }
 
@@ -111,7 +122,7 @@ static void error_count_more(guard_error *error, unsigned count)
 
 static guard_cause *error_cause_next(guard_error *error)
 {
-    if (error->cause_count == GUARD_CAUSES) {
+    if (error->cause_count >= GUARD_CAUSES) {
         error_count_more(error, 1);
         return NULL;
     }
@@ -132,7 +143,7 @@ void guard_error_attach(guard_error *error, const guard_error *later, guard_rela
         guard_text_copy(cause->file, sizeof cause->file, later->file);
         guard_text_copy(cause->message, sizeof cause->message, later->message);
     }
-    for (unsigned i = 0; i < later->cause_count; i++) {
+    for (unsigned i = 0; i < error_causes(later); i++) {
         guard_cause *next = error_cause_next(error);
         if (next != NULL) {
             *next = later->causes[i];
@@ -171,20 +182,57 @@ static void writer_text(writer *to, const char *text)
     }
 }
 
+static bool byte_continues(unsigned char byte)
+{
+    return (byte & 0xC0) == 0x80;
+}
+
+/* How many bytes the character has, 0 if it is a control character or no UTF-8 (RFC 3629). U+0080 to U+009F are controls, too. */
+static size_t character_length(const unsigned char *at)
+{
+    unsigned char first = at[0];
+    if (first < 0x80) {
+        return first >= 0x20 && first != 0x7F ? 1 : 0;
+    }
+    if (first < 0xC2 || first > 0xF4 || !byte_continues(at[1])) {
+        return 0;
+    }
+    if (first < 0xE0) {
+        return first == 0xC2 && at[1] < 0xA0 ? 0 : 2;
+    }
+    bool overlong = (first == 0xE0 && at[1] < 0xA0) || (first == 0xF0 && at[1] < 0x90);
+    bool beyond = (first == 0xED && at[1] >= 0xA0) || (first == 0xF4 && at[1] >= 0x90);
+    if (overlong || beyond || !byte_continues(at[2])) {
+        return 0;
+    }
+    return first < 0xF0 ? 3 : byte_continues(at[3]) ? 4 : 0;
+}
+
 /* A message may come from a server or a user: a terminal must not obey it. */
 static void writer_escaped(writer *to, const char *text)
 {
     static const char digits[] = "0123456789abcdef";
-    for (; *text != '\0'; text++) {
-        unsigned char c = (unsigned char)*text;
-        if (c >= 0x20 && c != 0x7F) {
-            writer_put(to, *text);
-        } else {
+    const unsigned char *at = (const unsigned char *)text;
+    while (*at != '\0') {
+        size_t length = character_length(at);
+        if (length == 0) {
             writer_text(to, "\\x");
-            writer_put(to, digits[c >> 4]);
-            writer_put(to, digits[c & 15]);
+            writer_put(to, digits[*at >> 4]);
+            writer_put(to, digits[*at & 15]);
+            at++;
+        }
+        for (; length > 0; length--) {
+            writer_put(to, (char)*at++);
         }
     }
+}
+
+size_t guard_text_escape(char *to, size_t size, const char *text)
+{
+    writer out = {to, size, 0};
+    writer_escaped(&out, text);
+    to[out.length < size ? out.length : size - 1] = '\0';
+    return out.length;
 }
 
 static void writer_number(writer *to, long number)
@@ -234,14 +282,14 @@ size_t guard_error_format(const guard_error *error, char *text, size_t size)
 {
     writer to = {text, size, 0};
     const char *label = "panic: ";
-    for (unsigned i = error->cause_count; i-- > 0;) {
+    for (unsigned i = error_causes(error); i-- > 0;) {
         if (cause_is_older(&error->causes[i])) {
             writer_cause(&to, &error->causes[i], label);
             label = "\tpanic: ";
         }
     }
     writer_line(&to, label, error->domain, error->code, error->sqlstate, error->message, error->file, error->line, "");
-    for (unsigned i = 0; i < error->cause_count; i++) {
+    for (unsigned i = 0; i < error_causes(error); i++) {
         if (!cause_is_older(&error->causes[i])) {
             writer_cause(&to, &error->causes[i],
                          error->causes[i].relation == GUARD_CAUSE ? "\tcaused by: " : "\tthen failed: ");

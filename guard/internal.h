@@ -345,6 +345,8 @@ static inline void guard_before_jump(void)
 
 /* ------------------------------------------------------------------------------------------------ error -- */
 
+/* Copies text with control characters and what is no UTF-8 escaped; returns the length that it would need. `size` is not 0. */
+size_t guard_text_escape(char *to, size_t size, const char *text);
 /* Copies text, cut at a character of UTF-8 where it is too long. */
 void guard_text_copy(char *to, size_t size, const char *from);
 /* An empty error, still without a place. */

@@ -65,8 +65,10 @@ void guard_note(const char *format, ...)
         note_handler(text);
         return;
     }
-    char line[sizeof text + 16];
-    int length = snprintf(line, sizeof line, "guard: note: %s\n", text);
+    char escaped[4 * sizeof text]; /* \x1b for a character */
+    char line[sizeof escaped + 16];
+    guard_text_escape(escaped, sizeof escaped, text);
+    int length = snprintf(line, sizeof line, "guard: note: %s\n", escaped);
     ssize_t written = write(STDERR_FILENO, line, (size_t)length);
     (void)written; /* there is nobody to tell */
 }

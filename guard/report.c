@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* report.c: what is printed when nobody recovers, in one write, without allocating. */
+#include <errno.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -18,6 +19,9 @@ static void report_write(const char *text, size_t length)
 {
     while (length > 0) {
         ssize_t written = write(STDERR_FILENO, text, length);
+        if (written < 0 && errno == EINTR) {
+            continue;
+        }
         if (written <= 0) {
             return;
         }
