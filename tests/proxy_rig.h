@@ -22,7 +22,7 @@
 
 enum {
     RIG_LIMIT_MS = 20000, /* for what must happen */
-    RIG_QUIET_MS = 30,   /* for what must not */
+    RIG_QUIET_MS = 30,    /* for what must not */
 };
 
 extern const char rig_request[];

@@ -82,13 +82,14 @@ typedef enum {
 
 /* What the proxy knows of one connection. */
 typedef struct {
-    bool connected;     /* it has been accepted */
-    bool client_gone;   /* its side has closed or was reset; after WIRE_FIN it is gone when it closes in turn */
-    bool server_gone;   /* likewise */
-    bool fired[2];      /* by direction: its fault has taken place since the mark */
-    uint64_t passed[2]; /* by direction: bytes passed on since the mark */
-    uint64_t
-        withheld[2]; /* by direction: bytes that came and were not passed on, as far as the proxy keeps them (32 KiB) */
+    bool connected;   /* it has been accepted */
+    bool client_gone; /* its side has closed or was reset; after WIRE_FIN it is gone when it closes in turn */
+    bool server_gone; /* likewise */
+    /* By direction: its fault has taken place since the mark; the bytes passed on since the mark; the bytes that came
+     * and were not passed on, as far as the proxy keeps them (32 KiB). */
+    bool fired[2];
+    uint64_t passed[2];
+    uint64_t withheld[2];
 } wire_view;
 
 /* What wire_proxy_wait waits for. */
