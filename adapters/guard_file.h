@@ -42,9 +42,14 @@
  * THREADS AND PROCESSES
  *
  *   Every function may be called by any thread, for a scope of that thread. All descriptors are close-on-exec.
+ *   All calls that open, read, write, sync, lock, begin or commit are checkpoints (guard_cancel.h), and waits
+ *   for a lock and in guard_file_read end by one; opening, closing and publishing are not cut short, not by
+ *   pthread_cancel(3) either.
+ *
  *   In a forked child inherited things are not released: the child closes its copies of the descriptors, writes
  *   out nothing that was buffered at the fork, unlinks nothing, unlocks nothing, and keeps memory and mappings.
- *   While a child holds such a copy, so is a lock of a parent that was killed.
+ *   While a child holds such a copy, so is a lock of a parent that was killed. Ending the parent's replacement
+ *   is misuse.
  *
  * NEVER
  *
@@ -267,10 +272,10 @@ typedef struct guard_file_replace_options {
 GUARD_API FILE *guard_file_replace_stream(const guard_file_replace *replace);
 
 /* void guard_file_replace_commit(guard_file_replace *):
- * flushes, syncs, closes and publishes. If it panics nothing was published and the new file is gone; except
- * when what comes after publishing failed, the sync of the directory: then the message begins with "published"
- * and guard_file_replace_published tells 1. A second commit, or one after rollback, is misuse. A panic that an
- * automatic close held back is raised instead of publishing. */
+ * flushes, syncs, closes and publishes; a checkpoint only before that. If it panics nothing was published and
+ * the new file is gone; except when what comes after publishing failed, the sync of the directory: then the
+ * message begins with "published" and guard_file_replace_published tells 1. A second commit, or one after
+ * rollback, is misuse. A panic that an automatic close held back is raised instead of publishing. */
 #define guard_file_replace_commit(replace) guard_impl_file_replace_commit((replace), GUARD_HERE)
 
 /* void guard_file_replace_rollback(guard_file_replace *):

@@ -12,7 +12,10 @@
 static void directory_release(void *object)
 {
     file_held *held = object;
-    if (closedir(held->is.directory) != 0 && errno != EINTR) {
+    int state = guard_foreign_open();
+    int failed = closedir(held->is.directory);
+    guard_foreign_close(state);
+    if (failed != 0 && errno != EINTR) {
         guard_impl_file_fail(held, "close");
     }
     guard_deallocate(held);
@@ -43,9 +46,11 @@ DIR *guard_impl_file_open_directory(guard_scope *scope, const char *path, guard_
 {
     file_held *held = guard_impl_file_hold(scope, path, place);
     DIR *directory;
+    int state = guard_foreign_open();
     do {
         directory = opendir(path); /* close-on-exec by itself */
     } while (directory == NULL && errno == EINTR);
+    guard_foreign_close(state);
     if (directory == NULL) {
         guard_impl_file_fail(held, "open");
     }

@@ -123,6 +123,7 @@ file_held *guard_impl_file_hold(guard_scope *scope, const char *path, const guar
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "a file without a path");
         guard_impl_panic(place, GUARD_OS, EFAULT, "a file without a path cannot be opened");
     }
+    guard_impl_cancel_point(place);
     guard_reserve(scope, 1);
     size_t length = strlen(path) + 1;
     file_held *held = guard_allocate(sizeof *held + length);
@@ -153,21 +154,26 @@ void guard_impl_file_register(guard_scope *scope, const guard_kind *kind, void *
 
 int guard_impl_file_close(int descriptor)
 {
-    return close(descriptor) == 0 || errno == EINTR ? 0 : errno;
+    int state = guard_foreign_open();
+    int error = close(descriptor) == 0 || errno == EINTR ? 0 : errno;
+    guard_foreign_close(state);
+    return error;
 }
 
 int guard_impl_file_close_stream(FILE *stream)
 {
     /* fclose succeeds when its own last write does, whatever was lost before. */
     bool lost = ferror(stream) != 0;
-    if (fclose(stream) != 0 && errno != EINTR) {
-        return errno;
-    }
-    return lost ? EIO : 0;
+    int state = guard_foreign_open();
+    int error = fclose(stream) == 0 || errno == EINTR ? 0 : errno;
+    guard_foreign_close(state);
+    return error == 0 && lost ? EIO : error;
 }
 
 void guard_impl_file_discard_stream(FILE *stream)
 {
+    int state = guard_foreign_open();
     __fpurge(stream);
     fclose(stream);
+    guard_foreign_close(state);
 }

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 #include <time.h>
 
+#include <guard/guard_cancel.h>
 #include <guard/guard_file.h>
 
 /* ------------------------------------------------------------------------------------------------- names -- */

@@ -45,23 +45,40 @@ static long long now_ms(void)
     return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
 }
 
-/* The one place where this file waits. Returns 0, EAGAIN or EACCES when the deadline passed, or another errno. */
-static int lock_wait(int descriptor, short type, const guard_file_lock_options *options)
+static void lock_discard(void *object)
 {
+    file_lock *lock = object;
+    guard_impl_file_close(lock->descriptor);
+    guard_deallocate(lock);
+}
+
+/*
+ * The one place where this adapter waits. Returns 0, EAGAIN or EACCES when the deadline passed, or another errno. *lock is on
+ * a scope of its own meanwhile: a checkpoint may panic.
+ */
+static int lock_wait(file_lock *lock, short type, const guard_file_lock_options *options)
+{
+    int error = lock_set(lock->descriptor, type);
+    if ((error != EAGAIN && error != EACCES) || options->no_wait) {
+        return error;
+    }
+    GUARD_AUTO(waiting);
+    guard_ticket ticket = guard_impl_defer(waiting, lock_discard, lock, lock->origin.place);
     long long wait_ms = options->wait_ms != 0 ? options->wait_ms : GUARD_FILE_LOCK_WAIT_MS;
     long long until = now_ms() + wait_ms;
-    for (long pause_ms = 1;; pause_ms = pause_ms < 25 ? pause_ms * 2 : 50) {
-        int error = lock_set(descriptor, type);
-        if ((error != EAGAIN && error != EACCES) || options->no_wait) {
-            return error;
-        }
+    for (long long pause_ms = 1; error == EAGAIN || error == EACCES; pause_ms *= 2) {
         long long left = until - now_ms();
         if (wait_ms >= 0 && left <= 0) {
-            return error;
+            break;
         }
-        long slice = wait_ms >= 0 && left < pause_ms ? (long)left : pause_ms;
+        guard_impl_cancel_point(lock->origin.place);
+        pause_ms = pause_ms < GUARD_WAIT_SLICE_MS ? pause_ms : GUARD_WAIT_SLICE_MS;
+        long long slice = guard_remaining_ms(wait_ms >= 0 && left < pause_ms ? left : pause_ms);
         nanosleep(&(struct timespec){.tv_nsec = slice * 1000000L}, NULL);
+        error = lock_set(lock->descriptor, type);
     }
+    guard_dismiss(ticket);
+    return error;
 }
 
 /* ------------------------------------------------------------------------------------------------ holder -- */
@@ -139,7 +156,7 @@ static void lock_dismiss(void *object)
 {
     file_lock *lock = object;
     if (!lock->beside) {
-        close(lock->descriptor);
+        guard_impl_file_close(lock->descriptor);
     }
     guard_deallocate(lock);
 }
@@ -176,6 +193,7 @@ static bool options_are_right(const guard_file_lock_options *options, const guar
 
 static file_lock *lock_new(guard_scope *scope, const guard_place *place)
 {
+    guard_impl_cancel_point(place);
     guard_reserve(scope, 1);
     file_lock *lock = guard_allocate(sizeof *lock);
     guard_impl_file_origin(&lock->origin, place);
@@ -189,7 +207,7 @@ static void lock_fail(file_lock *lock, const char *what, int error)
 {
     file_lock copy = *lock;
     if (lock->descriptor >= 0) {
-        close(lock->descriptor);
+        guard_impl_file_close(lock->descriptor);
     }
     guard_deallocate(lock);
     errno = error;
@@ -201,9 +219,10 @@ static void lock_denied(file_lock *lock, const guard_file_lock_options *options)
 {
     file_lock copy = *lock;
     file_name holder;
+    int state = guard_foreign_open();
     holder_read(lock->descriptor, &holder);
-    close(lock->descriptor);
-    guard_deallocate(lock);
+    guard_foreign_close(state);
+    lock_discard(lock);
     if (options->no_wait) {
         guard_impl_panic(copy.origin.place, GUARD_LOCK, EAGAIN, "%s is held by %s", copy.name.text, holder.text);
     }
@@ -214,7 +233,7 @@ static void lock_denied(file_lock *lock, const guard_file_lock_options *options)
 /* Locks the descriptor that is in *lock; or gives all back and panics. */
 static void lock_take(file_lock *lock, const guard_file_lock_options *options)
 {
-    int error = lock_wait(lock->descriptor, options->shared ? F_RDLCK : F_WRLCK, options);
+    int error = lock_wait(lock, options->shared ? F_RDLCK : F_WRLCK, options);
     if (error == EAGAIN || error == EACCES) {
         lock_denied(lock, options);
     }
@@ -288,14 +307,18 @@ guard_ticket guard_impl_file_lock_beside(guard_scope *scope, const char *path, c
         return (guard_ticket){NULL, 0, 0};
     }
     file_lock *lock = lock_new(scope, place);
+    int state = guard_foreign_open();
     int error = beside_open(lock, path, options->shared);
+    guard_foreign_close(state);
     if (error != 0) {
         lock_fail(lock, "open", error);
     }
     lock_take(lock, options);
     if (!options->shared) {
         lock->holder = true;
+        state = guard_foreign_open();
         error = holder_write(lock->descriptor);
+        guard_foreign_close(state);
         if (error != 0) {
             lock_set(lock->descriptor, F_UNLCK);
             lock_fail(lock, "write", error);

@@ -48,6 +48,7 @@ static const guard_kind map_kind = {.name = "mapping",
 /* What is not mapped yet; its place and one registration are there. */
 static file_map *map_new(guard_scope *scope, const guard_place *place)
 {
+    guard_impl_cancel_point(place);
     guard_reserve(scope, 1);
     file_map *map = guard_allocate(sizeof *map);
     guard_impl_file_origin(&map->origin, place);
@@ -81,7 +82,7 @@ void *guard_impl_file_map_descriptor(guard_scope *scope, int descriptor, off_t o
     return address;
 }
 
-/* Maps the whole file; 0 or errno. The descriptor is not needed once it is mapped. */
+/* Maps the whole file; 0 or errno. */
 static int map_whole(file_map *map, int descriptor)
 {
     struct stat status;
@@ -107,20 +108,27 @@ static int map_whole(file_map *map, int descriptor)
     return 0;
 }
 
+/* The same for a path: the descriptor is not needed once the file is mapped. */
+static int map_path(file_map *map, const char *path)
+{
+    int descriptor, state = guard_foreign_open();
+    do {
+        descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    } while (descriptor < 0 && errno == EINTR);
+    int error = descriptor < 0 ? errno : map_whole(map, descriptor);
+    if (descriptor >= 0) {
+        close(descriptor); /* read only: it can lose nothing */
+    }
+    guard_foreign_close(state);
+    return error;
+}
+
 const void *guard_impl_file_map(guard_scope *scope, const char *path, size_t *size, guard_ticket *ticket,
                                 const guard_place *place)
 {
     file_map *map = map_new(scope, place);
     guard_impl_file_quote(&map->name, path);
-    int descriptor;
-    do {
-        descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-    } while (descriptor < 0 && errno == EINTR);
-    if (descriptor < 0) {
-        map_fail(map, "open");
-    }
-    int error = map_whole(map, descriptor);
-    close(descriptor); /* read only: it can lose nothing */
+    int error = map_path(map, path);
     if (error != 0) {
         errno = error;
         map_fail(map, "map");

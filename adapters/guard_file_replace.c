@@ -20,12 +20,15 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <guard/guard_process.h>
+
 #include "guard_file_internal.h"
 
 typedef enum replace_state { OPEN, PUBLISHED, ROLLED_BACK } replace_state;
 
 struct guard_file_replace {
     file_origin origin;
+    unsigned process; /* guard_fork_count where it was begun: it is that process's to end */
     replace_state state;
     file_location target; /* the directory, and the name to be replaced */
     bool named;
@@ -225,12 +228,15 @@ static int replace_tidy(guard_file_replace *replace)
 /* Gives up the new file; 0 or the first errno. */
 static int replace_abandon(guard_file_replace *replace)
 {
+    int state = guard_foreign_open();
     if (replace->stream != NULL) {
         guard_impl_file_discard_stream(replace->stream);
         replace->stream = NULL;
     }
     replace->state = ROLLED_BACK;
-    return replace_tidy(replace);
+    int error = replace_tidy(replace);
+    guard_foreign_close(state);
+    return error;
 }
 
 /* -------------------------------------------------------------------------------------------------- kind -- */
@@ -314,6 +320,7 @@ guard_file_replace *guard_impl_file_replace_begin(guard_scope *scope, const char
     if (!options_are_right(options, place)) {
         return NULL;
     }
+    guard_impl_cancel_point(place);
     guard_reserve(scope, 1);
     guard_file_replace *replace = guard_allocate(sizeof *replace);
     memset(replace, 0, sizeof *replace);
@@ -321,7 +328,10 @@ guard_file_replace *guard_impl_file_replace_begin(guard_scope *scope, const char
     guard_impl_file_quote(&replace->name, path);
     replace->options = *options;
     replace->whole = -1;
+    replace->process = guard_fork_count();
+    int state = guard_foreign_open();
     int error = replace_open(replace, path);
+    guard_foreign_close(state);
     if (error != 0) {
         file_name name = replace->name;
         guard_deallocate(replace);
@@ -375,38 +385,60 @@ static int replace_publish(guard_file_replace *replace, const char **what)
     return replace_rename(replace);
 }
 
+/* Misuse in a forked child, whose parent goes on with it; false then. */
+static bool replace_is_own(const guard_file_replace *replace, const guard_place *place)
+{
+    if (replace->process == guard_fork_count()) {
+        return true;
+    }
+    guard_impl_misuse(place, GUARD_MISUSE_STATE, "the replacement of %s is the parent process's", replace->name.text);
+    return false;
+}
+
 void guard_impl_file_replace_commit(guard_file_replace *replace, const guard_place *place)
 {
     const char *what;
+    if (!replace_is_own(replace, place)) {
+        return;
+    }
     if (replace->state != OPEN) {
         guard_impl_misuse(place, GUARD_MISUSE_STATE, "commit of a replacement of %s that was %s", replace->name.text,
                           replace->state == PUBLISHED ? "published" : "rolled back");
         return;
     }
     guard_raise_held();
+    guard_impl_cancel_point(place);
+    /* From here on it is done whole or not at all. */
+    int state = guard_foreign_open();
     int error = replace_publish(replace, &what);
-    if (error != 0) {
-        int left = replace_abandon(replace);
-        errno = error;
-        guard_impl_panic_os(place, "cannot %s %s%s", what, replace->name.text,
-                            left != 0 ? " nor remove its temporary file" : "");
+    if (error == 0) {
+        replace->state = PUBLISHED;
+        error = replace_sync_directory(replace);
+        what = "a power cut may undo it";
     }
-    replace->state = PUBLISHED;
-    error = replace_sync_directory(replace);
-    what = "a power cut may undo it";
-    int tidy_error = replace_tidy(replace);
-    if (error == 0 && tidy_error != 0) {
+    bool published = replace->state == PUBLISHED;
+    int tidy_error = published ? replace_tidy(replace) : replace_abandon(replace);
+    if (published && error == 0 && tidy_error != 0) {
         what = "its temporary file may be left";
         error = tidy_error;
     }
-    if (error != 0) {
-        errno = error;
+    guard_foreign_close(state);
+    if (error == 0) {
+        return;
+    }
+    errno = error;
+    if (published) {
         guard_impl_panic_os(place, "published %s, but %s", replace->name.text, what);
     }
+    guard_impl_panic_os(place, "cannot %s %s%s", what, replace->name.text,
+                        tidy_error != 0 ? " nor remove its temporary file" : "");
 }
 
 void guard_impl_file_replace_rollback(guard_file_replace *replace, const guard_place *place)
 {
+    if (!replace_is_own(replace, place)) {
+        return;
+    }
     if (replace->state == PUBLISHED) {
         guard_impl_misuse(place, GUARD_MISUSE_STATE, "rollback of a replacement of %s that was published",
                           replace->name.text);

@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -80,7 +81,9 @@ FILE *guard_impl_file_open(guard_scope *scope, const char *path, const char *mod
                            const guard_place *place)
 {
     file_held *held = guard_impl_file_hold(scope, path, place);
+    int state = guard_foreign_open();
     held->is.stream = mode == NULL || mode[0] == '\0' ? (errno = EINVAL, NULL) : stream_open(path, mode);
+    guard_foreign_close(state);
     if (held->is.stream == NULL) {
         guard_impl_file_fail(held, "open");
     }
@@ -124,7 +127,10 @@ static int stream_sync(FILE *stream)
 
 void guard_impl_file_sync(FILE *stream, const guard_place *place)
 {
+    guard_impl_cancel_point(place);
+    int state = guard_foreign_open();
     int error = stream_sync(stream);
+    guard_foreign_close(state);
     if (error != 0) {
         file_name name;
         guard_impl_file_descriptor_name(&name, fileno(stream));
@@ -170,10 +176,11 @@ int guard_impl_file_open_descriptor(guard_scope *scope, int directory, const cha
                                     guard_ticket *ticket, const guard_place *place)
 {
     file_held *held = guard_impl_file_hold(scope, path, place);
-    int descriptor;
+    int descriptor, state = guard_foreign_open();
     do {
         descriptor = openat(directory, path, flags | O_CLOEXEC, mode);
     } while (descriptor < 0 && errno == EINTR);
+    guard_foreign_close(state);
     if (descriptor < 0) {
         guard_impl_file_fail(held, "open");
     }
@@ -202,7 +209,15 @@ int guard_impl_file_adopt_descriptor(guard_scope *scope, int descriptor, const c
 size_t guard_impl_file_read(int descriptor, void *data, size_t size, const guard_place *place)
 {
     size_t done = 0;
+    struct stat status;
+    /* What may not be there yet is waited for where a cancel ends the wait. */
+    bool waits = fstat(descriptor, &status) == 0 && !S_ISREG(status.st_mode) && !S_ISDIR(status.st_mode);
     while (done < size) {
+        if (waits) {
+            guard_impl_wait(descriptor, POLLIN, -1, place);
+        } else {
+            guard_impl_cancel_point(place);
+        }
         ssize_t got = read(descriptor, (char *)data + done, size - done);
         if (got == 0) {
             break;
@@ -221,6 +236,7 @@ void guard_impl_file_write(int descriptor, const void *data, size_t size, const 
 {
     size_t done = 0;
     while (done < size) {
+        guard_impl_cancel_point(place);
         ssize_t put = write(descriptor, (const char *)data + done, size - done);
         if (put >= 0) {
             done += (size_t)put;

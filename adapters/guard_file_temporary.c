@@ -42,7 +42,7 @@ static void temporary_panic(const guard_place *place, const char *what, const ch
 static void unnamed_release(void *object)
 {
     file_held *held = object;
-    fclose(held->is.stream); /* what it loses nobody could have read any more */
+    guard_impl_file_discard_stream(held->is.stream); /* nobody could read it any more */
     guard_deallocate(held);
 }
 
@@ -101,12 +101,14 @@ FILE *guard_impl_file_temporary(guard_scope *scope, const char *directory, guard
 {
     file_location location;
     file_held *held = guard_impl_file_hold(scope, temporary_directory(directory), place);
+    int state = guard_foreign_open();
     int error = guard_impl_file_open_location(AT_FDCWD, held->path, &location);
     if (error == 0) {
         held->is.stream = descriptor_stream(unnamed_create(&location));
         error = held->is.stream == NULL ? errno : 0;
         close(location.directory);
     }
+    guard_foreign_close(state);
     if (error != 0) {
         errno = error;
         guard_impl_file_fail(held, "make a temporary file in");
@@ -122,6 +124,7 @@ FILE *guard_impl_file_temporary(guard_scope *scope, const char *directory, guard
 static file_temporary *temporary_new(guard_scope *scope, const char *directory, const guard_place *place)
 {
     directory = temporary_directory(directory);
+    guard_impl_cancel_point(place);
     guard_reserve(scope, 1);
     char *absolute = realpath(directory, NULL);
     if (absolute == NULL) {
@@ -137,7 +140,9 @@ static file_temporary *temporary_new(guard_scope *scope, const char *directory, 
 
     guard_impl_file_origin(&made->origin, place);
     made->stream = NULL;
+    int state = guard_foreign_open();
     int error = guard_impl_file_open_location(AT_FDCWD, made->path, &made->location);
+    guard_foreign_close(state);
     if (error != 0) {
         guard_deallocate(made);
         temporary_panic(place, "make a temporary file in", directory, error);
@@ -149,7 +154,7 @@ static file_temporary *temporary_new(guard_scope *scope, const char *directory, 
 static void temporary_fail(file_temporary *made, const char *directory, int error)
 {
     const guard_place *place = made->origin.place;
-    close(made->location.directory);
+    guard_impl_file_close(made->location.directory);
     guard_deallocate(made);
     temporary_panic(place, "make a temporary file in", temporary_directory(directory), error);
 }
@@ -182,7 +187,7 @@ static void temporary_end(file_temporary *made, const char *what, int error)
 static void named_release(void *object)
 {
     file_temporary *made = object;
-    fclose(made->stream); /* what it loses nobody is to read any more */
+    guard_impl_file_discard_stream(made->stream); /* nobody is to read it any more */
     int error = unlinkat(made->location.directory, made->location.name, 0) != 0 && errno != ENOENT ? errno : 0;
     temporary_end(made, "remove the temporary file", error);
 }
@@ -201,7 +206,7 @@ static void temporary_child(void *object)
 static void named_dismiss(void *object)
 {
     file_temporary *made = object;
-    close(made->location.directory);
+    guard_impl_file_close(made->location.directory);
     guard_deallocate(made);
 }
 
@@ -218,23 +223,34 @@ static const guard_kind named_kind = {.name = "temporary file",
                                       .flags = GUARD_KIND_HEAP,
                                       .dismiss = named_dismiss};
 
+/* 0 or errno, nothing is made then. */
+static int named_create(file_temporary *made)
+{
+    int state = guard_foreign_open(), error = 0;
+    int directory = made->location.directory;
+    int descriptor = guard_impl_file_create(directory, "guard", ".guard-tmp", 0600, made->location.name);
+    made->stream = descriptor_stream(descriptor);
+    if (made->stream == NULL) {
+        error = errno;
+        if (descriptor >= 0) {
+            unlinkat(directory, made->location.name, 0);
+        }
+    }
+    guard_foreign_close(state);
+    return error;
+}
+
 FILE *guard_impl_file_temporary_named(guard_scope *scope, const char *directory, const char **path,
                                       guard_ticket *ticket, const guard_place *place)
 {
     file_temporary *made = temporary_new(scope, directory, place);
-    int descriptor = guard_impl_file_create(made->location.directory, "guard", ".guard-tmp", 0600, made->location.name);
-    if (descriptor < 0) {
-        temporary_fail(made, directory, errno);
-    }
-    FILE *stream = descriptor_stream(descriptor);
-    if (stream == NULL) {
-        int error = errno;
-        unlinkat(made->location.directory, made->location.name, 0);
+    int error = named_create(made);
+    if (error != 0) {
         temporary_fail(made, directory, error);
     }
-    made->stream = stream;
     temporary_path(made);
     *path = made->path;
+    FILE *stream = made->stream;
     guard_impl_file_register(scope, &named_kind, made, ticket, place);
     return stream;
 }
@@ -301,7 +317,9 @@ static int tree_remove(int directory, const char *name)
 static void directory_release(void *object)
 {
     file_temporary *made = object;
+    int state = guard_foreign_open();
     int error = tree_remove(made->location.directory, made->location.name);
+    guard_foreign_close(state);
     temporary_end(made, "remove the temporary directory", error);
 }
 

@@ -84,9 +84,9 @@ static bool mutex_is_plain(const pthread_mutex_t *mutex)
 static const lock_calls plain_calls = {.now = mutex_now, .until = mutex_until};
 static const lock_calls other_calls = {.now = NULL, .until = mutex_until};
 
-static int mutex_take(const mutex_held *held, int wait_ms)
+static int mutex_take(mutex_held *held, int wait_ms)
 {
-    return guard_impl_lock_take(held->plain ? &plain_calls : &other_calls, held->head.lock, wait_ms);
+    return guard_impl_lock_take(held->plain ? &plain_calls : &other_calls, &held->head, wait_ms);
 }
 
 /* 0, EBUSY or another errno. */
@@ -279,6 +279,7 @@ int guard_impl_mutex_wait(guard_ticket lock, pthread_cond_t *condition, int (*re
         if (!guard_impl_lock_slice(&deadline, CLOCK_MONOTONIC, &end)) {
             return 0;
         }
+        guard_impl_checkpoint(place);
         int error = pthread_cond_clockwait(condition, held->head.lock, CLOCK_MONOTONIC, &end);
         if (error != 0 && error != ETIMEDOUT) {
             wait_failed(held, error, place);

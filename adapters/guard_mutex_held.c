@@ -19,6 +19,7 @@
 lock_held *guard_impl_lock_new(guard_scope *scope, size_t size, const char *what, const char *name, void *lock,
                                const guard_place *place)
 {
+    guard_impl_checkpoint(place);
     guard_reserve(scope, 1);
     lock_held *held = guard_allocate(size);
     memset(held, 0, size);
@@ -89,9 +90,6 @@ void guard_impl_lock_end(lock_held *held, int (*unlock)(void *lock))
 
 /* ----------------------------------------------------------------------------------------------- waiting -- */
 
-/* Between two slices is where a wait looks whether it is still wanted. */
-#define SLICE_MS 100
-
 bool guard_impl_lock_wait_ms_is_right(int wait_ms, const guard_place *place)
 {
     if (wait_ms >= -1) {
@@ -131,11 +129,12 @@ bool guard_impl_lock_slice(const lock_deadline *deadline, clockid_t clock, struc
     if (clock != CLOCK_MONOTONIC) {
         clock_gettime(clock, &now);
     }
-    if (deadline->never || left_ns > SLICE_MS * 1000000LL) {
-        *end = time_after(now, SLICE_MS);
-    } else {
-        *end = time_after(now, left_ns / 1000000 + 1); /* never early */
+    /* Never early, and no longer than until the next checkpoint is due. */
+    long slice_ms = GUARD_WAIT_SLICE_MS;
+    if (!deadline->never && left_ns / 1000000 < slice_ms) {
+        slice_ms = (long)(left_ns / 1000000) + 1;
     }
+    *end = time_after(now, (long)guard_remaining_ms(slice_ms));
     return true;
 }
 
@@ -165,34 +164,39 @@ static clockid_t wait_clock(void)
 }
 
 /* For locks whose timed calls valgrind does not know or takes for failed when they time out. */
-static int lock_poll(const lock_calls *calls, void *lock, const lock_deadline *deadline)
+static int lock_poll(const lock_calls *calls, void *lock)
 {
-    int error;
-    for (struct timespec end; (error = calls->now(lock)) == EBUSY;) {
-        if (!guard_impl_lock_slice(deadline, CLOCK_MONOTONIC, &end)) {
-            return ETIMEDOUT;
-        }
+    int error = calls->now(lock);
+    if (error == EBUSY) {
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        return ETIMEDOUT;
     }
     return error;
 }
 
-int guard_impl_lock_take(const lock_calls *calls, void *lock, int wait_ms)
+/* The one place where this adapter waits for a lock. *held is on a scope of its own meanwhile: a checkpoint may panic. */
+static int lock_wait(const lock_calls *calls, lock_held *held, int wait_ms)
 {
-    int error = calls->now != NULL ? calls->now(lock) : EBUSY;
-    if (error != EBUSY) {
-        return error;
-    }
+    GUARD_AUTO(waiting);
+    guard_ticket ticket = guard_impl_defer(waiting, guard_deallocate, held, held->place);
     clockid_t clock = wait_clock();
     lock_deadline deadline = guard_impl_lock_deadline(wait_ms);
-    if (calls->polled && under_valgrind()) {
-        return lock_poll(calls, lock, &deadline);
-    }
+    int error = ETIMEDOUT;
     for (struct timespec end; guard_impl_lock_slice(&deadline, clock, &end);) {
-        error = calls->until(lock, clock, &end);
+        guard_impl_checkpoint(held->place);
+        bool polled = calls->polled && under_valgrind();
+        error = polled ? lock_poll(calls, held->lock) : calls->until(held->lock, clock, &end);
         if (error != ETIMEDOUT && error != EINTR) {
-            return error;
+            break;
         }
+        error = ETIMEDOUT;
     }
-    return ETIMEDOUT;
+    guard_dismiss(ticket);
+    return error;
+}
+
+int guard_impl_lock_take(const lock_calls *calls, lock_held *held, int wait_ms)
+{
+    int error = calls->now != NULL ? calls->now(held->lock) : EBUSY;
+    return error != EBUSY ? error : lock_wait(calls, held, wait_ms);
 }

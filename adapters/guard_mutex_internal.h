@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <time.h>
 
+#include <guard/guard_cancel.h>
 #include <guard/guard_mutex.h>
 
 #if defined(__SANITIZE_THREAD__)
@@ -54,8 +55,11 @@ typedef struct lock_calls {
     bool polled; /* under valgrind, which does not know `until` */
 } lock_calls;
 
-/* Takes a lock within `wait_ms`. Returns 0, ETIMEDOUT or another errno. */
-int guard_impl_lock_take(const lock_calls *calls, void *lock, int wait_ms);
+/*
+ * Takes the lock of *held within `wait_ms`. Returns 0, ETIMEDOUT or another errno. When the thread is cancelled meanwhile,
+ * *held is given back and it panics.
+ */
+int guard_impl_lock_take(const lock_calls *calls, lock_held *held, int wait_ms);
 
 /* Deadlines: the moment `wait_ms` from now; and the end of the next slice of a wait until then, false when
  * there is none left. */

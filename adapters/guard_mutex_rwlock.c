@@ -57,7 +57,7 @@ guard_ticket guard_impl_rwlock_lock(guard_scope *scope, pthread_rwlock_t *lock, 
         return (guard_ticket){NULL, 0, 0};
     }
     lock_held *held = guard_impl_lock_new(scope, sizeof *held, what[write], name, lock, place);
-    int error = guard_impl_lock_take(&calls[write], lock, wait_ms);
+    int error = guard_impl_lock_take(&calls[write], held, wait_ms);
     if (error != 0) {
         guard_impl_lock_fail(held, error, wait_ms);
     }

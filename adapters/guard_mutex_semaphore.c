@@ -51,7 +51,7 @@ guard_ticket guard_impl_semaphore_wait(guard_scope *scope, sem_t *semaphore, con
         return (guard_ticket){NULL, 0, 0};
     }
     lock_held *held = guard_impl_lock_new(scope, sizeof *held, "semaphore", name, semaphore, place);
-    int error = guard_impl_lock_take(&semaphore_calls, semaphore, wait_ms);
+    int error = guard_impl_lock_take(&semaphore_calls, held, wait_ms);
     if (error != 0) {
         guard_impl_lock_fail(held, error, wait_ms);
     }

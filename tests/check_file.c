@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <guard/guard_cancel.h>
 #include <guard/guard_file.h>
 
 #include "fault_memory.h"
@@ -314,6 +316,21 @@ START_TEST(an_acquisition_with_any_system_call_failing_leaves_nothing)
     bool direct = strstr(current->name, "descriptor") != NULL || strstr(current->name, "temporary") != NULL ||
                   strstr(current->name, "lock") != NULL || strcmp(current->name, "replacement") == 0;
     ck_assert_msg(tried > 0 || !direct, "%s: no call was tried", current->name);
+}
+END_TEST
+
+START_TEST(an_acquisition_of_a_cancelled_thread_is_not_made)
+{
+    acquisition_begin(&acquisitions[_i]);
+    acquired = false;
+    guard_cancel_thread(pthread_self());
+    int code = guard_run(acquire_in_scope, NULL, &error);
+    guard_cancel_clear();
+    /* Taking memory takes no time. */
+    bool is_checkpoint = strncmp(current->name, "memory", 6) != 0;
+    ck_assert_int_eq(code, is_checkpoint ? ECANCELED : 0);
+    ck_assert(acquired != is_checkpoint);
+    ck_assert_as_before("cancelled");
 }
 END_TEST
 
@@ -701,6 +718,33 @@ START_TEST(a_failing_read_or_write_names_what_is_open_there)
 }
 END_TEST
 
+static void read_for_ever(void *arg)
+{
+    char byte;
+    GUARD_AUTO(s);
+    guard_deadline(s, (intptr_t)arg);
+    guard_file_read(pipe_ends[0], &byte, 1);
+}
+
+static void *cancel_main(void *thread)
+{
+    guard_cancel_thread(*(pthread_t *)thread);
+    return NULL;
+}
+
+START_TEST(a_read_of_what_does_not_come_ends_when_it_is_cancelled_or_late)
+{
+    pthread_t self = pthread_self(), thread;
+    ck_assert_int_eq(pipe(pipe_ends), 0);
+    ck_assert_int_eq(guard_run(read_for_ever, (void *)30, &error), ETIMEDOUT);
+    ck_assert_int_eq(error.domain, GUARD_TIMEOUT);
+    ck_assert_int_eq(pthread_create(&thread, NULL, cancel_main, &self), 0);
+    ck_assert_int_eq(guard_run(read_for_ever, (void *)-1, &error), ECANCELED);
+    ck_assert_int_eq(error.domain, GUARD_CANCELLED);
+    pthread_join(thread, NULL);
+}
+END_TEST
+
 /* ------------------------------------------------------------------------------ directories and mappings -- */
 
 static void count_entries(void *count)
@@ -1008,15 +1052,6 @@ END_TEST
 
 /* --------------------------------------------------------------------------------------------------- fork -- */
 
-/* What the core does with a record in a forked child, for tickets of this thread. */
-static void child_rule(guard_ticket ticket)
-{
-    const guard_kind *kind = ticket.record->action.kind;
-    if (kind->child != NULL) {
-        kind->child(ticket.record->arg);
-    }
-}
-
 static void fork_with_all(void *arg)
 {
     (void)arg;
@@ -1035,7 +1070,7 @@ static void fork_with_all(void *arg)
     if (child == 0) {
         int before = descriptors_open();
         for (int i = 0; i < 5; i++) {
-            child_rule(tickets[i]);
+            guard_release(tickets[i]);
         }
         /* two streams, a stream and its directory, a directory, a descriptor */
         _exit(before - descriptors_open() == 6 ? 0 : 1);
@@ -1094,6 +1129,7 @@ int main(void)
     tcase_add_loop_test(acquiring, an_acquisition_without_memory_for_its_registration_leaves_nothing, 0, ACQUISITIONS);
     tcase_add_loop_test(acquiring, an_acquisition_without_descriptors_leaves_nothing, 0, ACQUISITIONS);
     tcase_add_loop_test(acquiring, an_acquisition_with_any_system_call_failing_leaves_nothing, 0, ACQUISITIONS);
+    tcase_add_loop_test(acquiring, an_acquisition_of_a_cancelled_thread_is_not_made, 0, ACQUISITIONS);
     suite_add_tcase(suite, acquiring);
 
     TCase *plain = tcase_create("files");
@@ -1114,6 +1150,7 @@ int main(void)
     tcase_add_test(plain, reading_goes_on_after_signals_and_short_reads);
     tcase_add_test(plain, writing_goes_on_after_signals_and_short_writes);
     tcase_add_test(plain, a_failing_read_or_write_names_what_is_open_there);
+    tcase_add_test(plain, a_read_of_what_does_not_come_ends_when_it_is_cancelled_or_late);
     tcase_add_test(plain, a_directory_is_read_to_its_end_and_errors_are_told);
     tcase_add_test(plain, a_file_is_mapped_whole_and_unmapped_with_its_scope);
     tcase_add_test(plain, a_shared_mapping_writes_the_file_and_a_wrong_one_is_told);

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <guard/guard_cancel.h>
 #include <guard/guard_file.h>
 
 #include "fault_memory.h"
@@ -406,8 +408,7 @@ static void fork_with_lock(void *arg)
     guard_ticket ticket = guard_file_lock_beside(s, "db", NULL);
     pid_t child = fork();
     if (child == 0) {
-        /* What the core does with a record in a forked child. */
-        ticket.record->action.kind->child(ticket.record->arg);
+        guard_release(ticket);
         _exit(0);
     }
     int status;
@@ -422,6 +423,78 @@ START_TEST(a_forked_child_does_not_free_its_parents_lock)
     scratch_begin();
     ck_assert_int_eq(guard_run(fork_with_lock, NULL, &error), 0);
     ck_assert(is_free("db.guard-lock"));
+}
+END_TEST
+
+/* -------------------------------------------------------------------------------------------- cancellation -- */
+
+static pthread_t waiter;
+
+/* Cancels the waiter once it waits: when it has its description of the lock file open. */
+static void *cancel_waiter(void *descriptors)
+{
+    while (descriptors_open() <= *(int *)descriptors) {
+        sched_yield();
+    }
+    guard_cancel_thread(waiter);
+    return NULL;
+}
+
+static void lock_with_deadline(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    guard_deadline(s, 50);
+    guard_file_lock_beside(s, "db", &(guard_file_lock_options){.wait_ms = -1});
+}
+
+START_TEST(a_wait_for_a_lock_ends_when_it_is_cancelled_or_late)
+{
+    pthread_t thread;
+    scratch_begin();
+    guard_run(lock_beside, NULL, NULL);
+    other_begin(true, 0);
+    int before = descriptors_open();
+    size_t blocks = fault_memory_blocks();
+    ck_assert_int_eq(guard_run(lock_with_deadline, NULL, &error), ETIMEDOUT);
+    ck_assert_int_eq(error.domain, GUARD_TIMEOUT);
+    waiter = pthread_self();
+    ck_assert_int_eq(pthread_create(&thread, NULL, cancel_waiter, &before), 0);
+    ck_assert_int_eq(guard_run(lock_beside, &(guard_file_lock_options){.wait_ms = -1}, &error), ECANCELED);
+    pthread_join(thread, NULL);
+    guard_cancel_clear();
+    ck_assert_int_eq(error.domain, GUARD_CANCELLED);
+    ck_assert_str_eq(error.function, "lock_beside");
+    ck_assert_int_eq(descriptors_open(), before);
+    ck_assert_uint_eq(fault_memory_blocks(), blocks);
+    other_end();
+}
+END_TEST
+
+static void *wait_for_ever(void *arg)
+{
+    GUARD_AUTO(s);
+    guard_file_lock_beside(s, "db", &(guard_file_lock_options){.wait_ms = -1});
+    return arg;
+}
+
+START_TEST(a_wait_for_a_lock_ends_when_its_thread_is_cancelled_by_the_system)
+{
+    pthread_t thread;
+    void *result;
+    scratch_begin();
+    guard_run(lock_beside, NULL, NULL);
+    other_begin(true, 0);
+    int before = descriptors_open();
+    ck_assert_int_eq(pthread_create(&thread, NULL, wait_for_ever, NULL), 0);
+    while (descriptors_open() <= before) {
+        sched_yield();
+    }
+    pthread_cancel(thread);
+    pthread_join(thread, &result);
+    ck_assert_ptr_eq(result, PTHREAD_CANCELED);
+    ck_assert_int_eq(descriptors_open(), before);
+    other_end();
 }
 END_TEST
 
@@ -537,6 +610,8 @@ int main(void)
         an_exclusive_lock_needs_a_descriptor_open_for_writing,
         options_that_can_never_be_right_are_misuse,
         a_forked_child_does_not_free_its_parents_lock,
+        a_wait_for_a_lock_ends_when_it_is_cancelled_or_late,
+        a_wait_for_a_lock_ends_when_its_thread_is_cancelled_by_the_system,
         a_lock_is_held_against_another_program_and_not_inherited_by_it,
         threads_exclude_each_other,
     };

@@ -4,6 +4,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <guard/guard_cancel.h>
 #include <guard/guard_file.h>
 
 #include "fault_memory.h"
@@ -685,6 +687,71 @@ START_TEST(nothing_is_published_after_a_cleanup_that_failed)
 }
 END_TEST
 
+static void commit_cancelled(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    guard_file_replace *replace = guard_file_replace_begin(s, "target", NULL);
+    guard_cancel_thread(pthread_self());
+    guard_file_replace_commit(replace);
+}
+
+START_TEST(nothing_is_published_by_a_cancelled_thread)
+{
+    scratch_begin(_i);
+    file_put("target", "old");
+    ck_assert_int_eq(guard_run(commit_cancelled, NULL, &error), ECANCELED);
+    guard_cancel_clear();
+    ck_assert_str_eq(file_get("target"), "old");
+    ck_assert_str_eq(directory_list("."), "target");
+}
+END_TEST
+
+/* ---------------------------------------------------------------------------------------------------- fork -- */
+
+static int in_child; /* 0: leaves, 1: commits, 2: rolls back */
+
+static void fork_while_writing(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    guard_file_replace *replace = guard_file_replace_begin(s, "target", NULL);
+    fputs("new ", guard_file_replace_stream(replace));
+    pid_t child = fork();
+    if (child == 0) {
+        if (in_child == 1) {
+            guard_file_replace_commit(replace);
+        } else if (in_child == 2) {
+            guard_file_replace_rollback(replace);
+        }
+        return;
+    }
+    int status;
+    ck_assert_int_eq(waitpid(child, &status, 0), child);
+    ck_assert_int_eq(status, 0);
+    ck_assert_str_eq(file_get("target"), "old");
+    fputs("content", guard_file_replace_stream(replace));
+    guard_file_replace_commit(replace);
+}
+
+START_TEST(a_forked_child_leaves_the_replacement_to_its_parent)
+{
+    scratch_begin(_i);
+    pid_t parent = getpid();
+    for (in_child = 0; in_child < 3; in_child++) {
+        file_put("target", "old");
+        int before = descriptors_open();
+        int code = guard_run(fork_while_writing, NULL, &error);
+        if (getpid() != parent) {
+            _exit(code == (in_child != 0 ? GUARD_MISUSE_STATE : 0) && descriptors_open() == before ? 0 : 1);
+        }
+        ck_assert_msg(code == 0, "%s", error.message);
+        ck_assert_str_eq(file_get("target"), "new content");
+        ck_assert_str_eq(directory_list("."), "target");
+    }
+}
+END_TEST
+
 /* --------------------------------------------------------------------------------------------------- kills -- */
 
 static bool is_leftover(const char *name)
@@ -831,6 +898,8 @@ int main(void)
     ADD(a_full_disk_leaves_the_old_content_and_is_told);
     ADD(a_file_size_limit_leaves_the_old_content_and_is_told);
     ADD(nothing_is_published_after_a_cleanup_that_failed);
+    ADD(nothing_is_published_by_a_cancelled_thread);
+    ADD(a_forked_child_leaves_the_replacement_to_its_parent);
     ADD(a_writer_killed_at_any_call_leaves_the_old_content_or_the_new);
     ADD(a_reader_never_sees_a_mixture_while_writers_are_killed);
     suite_add_tcase(suite, replacing);

@@ -4,6 +4,7 @@
  * asked, and repaired when their owner died (behaviour 49).
  */
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <guard/guard_cancel.h>
 #include <guard/guard_mutex.h>
 
 #include "fault_memory.h"
@@ -313,6 +315,44 @@ static void *try_on_thread(void *answer)
     guard_release(ticket);
     return NULL;
 }
+
+static void take_until_deadline(void *arg)
+{
+    GUARD_AUTO(s);
+    guard_deadline(s, 40);
+    take_with_deadline(arg);
+}
+
+static void *take_late(void *code)
+{
+    *(int *)code = guard_run(take_until_deadline, NULL, &error);
+    return NULL;
+}
+
+START_TEST(a_wait_ends_when_it_is_cancelled_or_late)
+{
+    int code;
+    pthread_t thread;
+    lock_begin(&locks[_i]);
+    size_t blocks = fault_memory_blocks();
+    current->block();
+    wait_ms = -1;
+    on_thread(take_late, &code);
+    ck_assert_int_eq(code, ETIMEDOUT);
+    ck_assert_int_eq(error.domain, GUARD_TIMEOUT);
+    ck_assert_int_eq(pthread_create(&thread, NULL, take_on_thread, &code), 0);
+    nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL); /* either way it ends; as a rule, in its third slice */
+    while (!guard_cancel_thread(thread)) {
+        sched_yield(); /* it has not used the library yet */
+    }
+    pthread_join(thread, NULL);
+    ck_assert_int_eq(code, ECANCELED);
+    ck_assert_int_eq(error.domain, GUARD_CANCELLED);
+    ck_assert_uint_eq(fault_memory_blocks(), blocks);
+    current->block_end();
+    ck_assert(is_free());
+}
+END_TEST
 
 START_TEST(a_try_does_not_wait)
 {
@@ -629,6 +669,57 @@ START_TEST(a_panic_of_the_predicate_gives_the_lock_back)
 }
 END_TEST
 
+static void wait_until_late(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    guard_deadline(s, 40);
+    guard_ticket lock = guard_mutex_lock(s, &mutex, NULL);
+    guard_mutex_wait(lock, &condition, value_is_set, NULL, -1);
+}
+
+START_TEST(a_condition_wait_that_is_late_gives_the_lock_back)
+{
+    lock_begin(&locks[0]);
+    ck_assert_int_eq(guard_run(wait_until_late, NULL, &error), ETIMEDOUT);
+    ck_assert_int_eq(error.domain, GUARD_TIMEOUT);
+    ck_assert(is_free());
+}
+END_TEST
+
+static void wait_without_end(void *arg)
+{
+    GUARD_AUTO(s);
+    guard_ticket lock = guard_mutex_lock(s, &mutex, NULL);
+    *(int *)arg = 1;
+    guard_mutex_wait(lock, &condition, value_is_set, NULL, -1);
+}
+
+static void *wait_until_cancelled_by_the_system(void *waiting)
+{
+    wait_without_end(waiting);
+    return NULL;
+}
+
+START_TEST(a_condition_wait_whose_thread_is_cancelled_gives_the_lock_back)
+{
+    pthread_t thread;
+    void *result;
+    int waiting = 0;
+    lock_begin(&locks[0]);
+    ck_assert_int_eq(pthread_create(&thread, NULL, wait_until_cancelled_by_the_system, &waiting), 0);
+    for (int begun = 0; !begun; sched_yield()) {
+        pthread_mutex_lock(&mutex);
+        begun = waiting; /* and it waits, or the mutex would be its */
+        pthread_mutex_unlock(&mutex);
+    }
+    pthread_cancel(thread);
+    pthread_join(thread, &result);
+    ck_assert_ptr_eq(result, PTHREAD_CANCELED);
+    ck_assert(is_free());
+}
+END_TEST
+
 static void wait_wrongly(void *which)
 {
     GUARD_AUTO(s);
@@ -905,15 +996,6 @@ END_TEST
 
 /* --------------------------------------------------------------------------------------------------- fork -- */
 
-/* What the core does with a record in a forked child. */
-static void child_rule(guard_ticket ticket)
-{
-    const guard_kind *kind = ticket.record->action.kind;
-    if (kind->child != NULL) {
-        kind->child(ticket.record->arg);
-    }
-}
-
 static void fork_with_locks(void *arg)
 {
     (void)arg;
@@ -927,11 +1009,11 @@ static void fork_with_locks(void *arg)
     guard_ticket taken = guard_semaphore_wait(s, &semaphore, 0);
     pid_t child = fork();
     if (child == 0) {
-        child_rule(plain);
-        child_rule(robust);
-        child_rule(other);
-        child_rule(read);
-        child_rule(taken);
+        guard_release(plain);
+        guard_release(robust);
+        guard_release(other);
+        guard_release(read);
+        guard_release(taken);
         /* the plain one is free, the others are not */
         _exit(pthread_mutex_trylock(&mutex) == 0 && pthread_mutex_trylock(&shared->mutex) == EBUSY &&
                       pthread_mutex_trylock(&recursive) == EBUSY && pthread_rwlock_trywrlock(&rwlock) == EBUSY &&
@@ -1057,6 +1139,7 @@ int main(void)
         a_dismissed_lock_stays_the_callers,
         a_wait_ends_at_its_deadline_with_the_name_of_the_lock,
         a_wait_ends_with_the_lock_when_that_is_free,
+        a_wait_ends_when_it_is_cancelled_or_late,
         a_try_does_not_wait,
         without_memory_no_lock_is_taken,
         a_wait_that_can_never_be_right_is_misuse,
@@ -1071,6 +1154,8 @@ int main(void)
         a_condition_wait_ends_when_it_is_ready_with_the_lock_held,
         a_condition_wait_ends_at_its_deadline_with_the_lock_held_whatever_wakes_it,
         a_panic_of_the_predicate_gives_the_lock_back,
+        a_condition_wait_that_is_late_gives_the_lock_back,
+        a_condition_wait_whose_thread_is_cancelled_gives_the_lock_back,
         a_condition_wait_without_its_mutex_is_misuse,
         a_mutex_whose_owner_died_is_repaired_once_and_consistent,
         a_mutex_whose_repair_fails_is_lost_for_all_and_held_by_none,
