@@ -14,7 +14,8 @@
 #include "suite.h"
 
 /* Before the tests of a program: each of them (in a process of its own) then begins in an empty folder, which is removed. */
-int load_suite_run(const char *name, const TTest *const *tests, size_t count);
+typedef enum { LOAD_ON_DISK, LOAD_IN_MEMORY } load_disk;
+int load_suite_run(const char *name, const TTest *const *tests, size_t count, load_disk disk);
 
 typedef struct load_output {
     int status; /* exit status, or -SIGNAL */
