@@ -193,6 +193,18 @@ static void close_session(void *arg)
     guard_tx_session_close(&db->session);
 }
 
+/* A statement without SQL is the inside of a raw blob of the program's, which will finalise it itself. */
+static void finalize_raw(sqlite3 *raw)
+{
+    sqlite3_stmt *next;
+    for (sqlite3_stmt *stmt = sqlite3_next_stmt(raw, NULL); stmt != NULL; stmt = next) {
+        next = sqlite3_next_stmt(raw, stmt);
+        if (sqlite3_sql(stmt) != NULL) {
+            sqlite3_finalize(stmt);
+        }
+    }
+}
+
 static void finalize_statements(guard_sqlite *db)
 {
     for (size_t i = 0; i < CONTROL_COUNT; i++) {
@@ -202,9 +214,7 @@ static void finalize_statements(guard_sqlite *db)
         guard_sqlite_detach_stmt(db->statements);
     }
     if (!db->adopted) {
-        for (sqlite3_stmt *stmt; (stmt = sqlite3_next_stmt(db->raw, NULL)) != NULL;) {
-            sqlite3_finalize(stmt);
-        }
+        finalize_raw(db->raw);
     }
 }
 

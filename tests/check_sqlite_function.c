@@ -390,7 +390,9 @@ static guard_sqlite *fill_source(guard_scope *s)
     open_database(s);
     guard_sqlite_exec(
         db, "CREATE TABLE big(data BLOB); INSERT INTO big SELECT zeroblob(3000) FROM t, t AS u, t AS v, t AS w");
-    database_exec(database_raw(database_beside("copy.db")), "CREATE TABLE old(x); INSERT INTO old VALUES (1)");
+    sqlite3 *raw = database_raw(database_beside("copy.db"));
+    database_exec(raw, "CREATE TABLE old(x); INSERT INTO old VALUES (1)");
+    sqlite3_close(raw);
     return guard_sqlite_open(s, database_beside("copy.db"), &(guard_sqlite_options){.busy_ms = 50});
 }
 
