@@ -302,6 +302,9 @@ struct guard_recovery {
 /* Raises *error, which lies in a frame that stays alive; `place` is NULL where the error has its place. */
 GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error, const guard_place *place);
 
+/* Goes on to the border as a panic does that was recovered; there must be a border. */
+GUARD_NORETURN void guard_raise_recovered(guard_stack *stack);
+
 /* Holds *error back until the next call of the library; attaches it where one is held already. */
 void guard_hold(guard_stack *stack, const guard_error *error);
 /* Takes the held error into *error. */

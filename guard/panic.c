@@ -186,12 +186,8 @@ static void panic_pass(guard_recovery *panic)
     }
 }
 
-GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error, const guard_place *place)
+GUARD_NORETURN static void panic_go(guard_stack *stack, guard_recovery *panic)
 {
-    guard_recovery here __attribute__((cleanup(panic_pass))) = {
-        .prev = stack->panic, .error = error, .place = place, .border = stack->border};
-    guard_recovery *panic = &here;
-    panic_take_held(stack, panic, GUARD_REPLACED);
     for (;;) {
         panic->target = panic_target(stack);
         stack->panic = panic->recovered ? panic->prev : panic;
@@ -215,6 +211,21 @@ GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error, const gu
         }
         stack->hot.top->flags &= ~SCOPE_LEAVING;
     }
+}
+
+GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error, const guard_place *place)
+{
+    guard_recovery here __attribute__((cleanup(panic_pass))) = {
+        .prev = stack->panic, .error = error, .place = place, .border = stack->border};
+    panic_take_held(stack, &here, GUARD_REPLACED);
+    panic_go(stack, &here);
+}
+
+GUARD_NORETURN void guard_raise_recovered(guard_stack *stack)
+{
+    guard_recovery here __attribute__((cleanup(panic_pass))) = {
+        .prev = stack->panic, .border = stack->border, .recovered = true};
+    panic_go(stack, &here);
 }
 
 /* --------------------------------------------------------------------------------------- held panics -- */

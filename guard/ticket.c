@@ -103,6 +103,38 @@ void *guard_ticket_object(guard_ticket ticket, const guard_kind *kind)
     return NULL;
 }
 
+typedef struct heap_copy {
+    guard_fn *fn;
+    void *bytes;
+    bool returned;
+} heap_copy;
+
+static void heap_copy_run(void *memory)
+{
+    heap_copy *copy = memory;
+    copy->fn(copy->bytes);
+    copy->returned = true;
+}
+
+/* The border is there to free the bytes; whatever ended fn goes on from here as if there had been none. */
+static void record_run_heap_copy_off(guard_fn *fn, void *bytes)
+{
+    heap_copy copy = {fn, bytes, false};
+    guard_error error;
+    int code = guard_run(heap_copy_run, &copy, &error);
+    guard_deallocate(bytes);
+    if (code != 0) {
+        guard_panic_error(&error);
+    }
+    if (!copy.returned) {
+        guard_stack *stack = guard_stack_own;
+        if (stack->border != NULL) {
+            guard_raise_recovered(stack);
+        }
+        guard_misuse(GUARD_MISUSE_RECOVER, "guard_recover where no border encloses the scope");
+    }
+}
+
 /* Runs a registration that is off its scope already. */
 static void record_run_off(guard_pool *pool, guard_impl_record *record)
 {
@@ -116,12 +148,7 @@ static void record_run_off(guard_pool *pool, guard_impl_record *record)
         guard_pool_give(pool, record->arg);
         record->action.fn(bytes);
     } else if (record->flags & GUARD_IMPL_HEAP_COPY) {
-        guard_error error;
-        int code = guard_run(record->action.fn, record->arg, &error);
-        guard_deallocate(record->arg);
-        if (code != 0) {
-            guard_panic_error(&error);
-        }
+        record_run_heap_copy_off(record->action.fn, record->arg);
     } else {
         record->action.fn(record->arg);
     }
