@@ -37,7 +37,7 @@ void model_trace_add(model_trace *trace, const char *format, ...)
 #define NODE_MOST 400
 #define DEPTH_MOST 6
 
-static model_node nodes[NODE_MOST];
+static model_node nodes[NODE_MOST + 2 + 2 * MODEL_CHILDREN]; /* random ones, and the fixed ones around them */
 static int node_count;
 static unsigned long long state;
 
@@ -57,7 +57,8 @@ static model_op random_op(int depth)
         OP_DEFER, OP_DEFER,      OP_DEFER,   OP_DEFER,    OP_OWNER,   OP_PANIC, OP_PANIC,
         OP_FAIL,  OP_RAISE_HELD, OP_RESERVE, OP_RELEASE,  OP_DISMISS, OP_MOVE,
     };
-    static const model_op leaves[] = {OP_DEFER, OP_PANIC, OP_RAISE_HELD, OP_FAIL, OP_RELEASE, OP_DISMISS, OP_MOVE};
+    static const model_op leaves[] = {OP_DEFER, OP_DEFER,   OP_PANIC,   OP_RAISE_HELD,
+                                      OP_FAIL,  OP_RELEASE, OP_DISMISS, OP_MOVE};
     return depth < DEPTH_MOST ? inner[random_below(sizeof inner / sizeof *inner)]
                               : leaves[random_below(sizeof leaves / sizeof *leaves)];
 }
@@ -90,16 +91,27 @@ static const model_node *random_node(int depth)
     return node;
 }
 
+static model_node *fixed_node(model_op op, model_node *parent)
+{
+    model_node *node = &nodes[node_count++];
+    *node = (model_node){.op = op, .id = node_count};
+    if (parent != NULL) {
+        parent->children[parent->count++] = node;
+    }
+    return node;
+}
+
 const model_node *model_program(unsigned long seed)
 {
     state = seed * 0x9E3779B97F4A7C15ULL + 1;
     node_count = 0;
-    model_node *program = &nodes[node_count++];
-    *program = (model_node){.op = OP_SCOPE, .id = 1};
-    model_node *scope = &nodes[node_count++];
-    *scope = (model_node){.op = OP_SCOPE, .id = 2};
-    program->children[program->count++] = scope;
-    random_children(scope, 0);
+    /* A scope with some borders in it, so that a panic does not end the program. */
+    model_node *program = fixed_node(OP_SCOPE, NULL);
+    model_node *scope = fixed_node(OP_SCOPE, program);
+    while (scope->count < MODEL_CHILDREN) {
+        model_node *border = fixed_node(random_below(2) != 0 ? OP_BORDER : OP_TRY, scope);
+        random_children(fixed_node(OP_SCOPE, border), 0);
+    }
     return program;
 }
 
