@@ -234,8 +234,8 @@ typedef struct guard_file_lock_options {
  *     open --commit panics--> gone          nothing was published, but for one case, see there
  *     open --rollback, end of the scope--> gone
  *
- * Until it is published the new file has no name where the file system can do that (O_TMPFILE), so that nothing
- * is left of a killed program; elsewhere, and for the moment of publishing, it is
+ * Until it is published the new file has no name where the file system can do that (O_TMPFILE, with /proc), so
+ * that nothing is left of a killed program; elsewhere, and for the moment of publishing, it is
  * `.NAME.XXXXXXXXXXXXXXXX.guard-tmp`.
  *
  * The rule for links: symbolic links at `path` are followed and the file at their end is replaced (or made,

@@ -53,8 +53,8 @@ static void lock_discard(void *object)
 }
 
 /*
- * The one place where this adapter waits. Returns 0, EAGAIN or EACCES when the deadline passed, or another errno. *lock is on
- * a scope of its own meanwhile: a checkpoint may panic.
+ * The one place where this adapter waits. Returns 0, EAGAIN or EACCES when the deadline passed, or another
+ * errno. *lock is on a scope of its own meanwhile: a checkpoint may panic.
  */
 static int lock_wait(file_lock *lock, short type, const guard_file_lock_options *options)
 {

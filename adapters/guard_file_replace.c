@@ -4,7 +4,7 @@
  *
  *     begin            the new file: without a name (O_TMPFILE), else `.NAME.XXXXXXXXXXXXXXXX.guard-tmp`
  *       OPEN           written by the caller
- *     commit           flush, fsync, owner and mode | a name if it has none | close | rename | fsync of the directory
+ *     commit           flush, owner and mode, fsync | a name if it has none | close | rename | fsync of the directory
  *       PUBLISHED      from the rename on, whatever fails afterwards
  *     rollback, release, or any step of commit before the rename that fails
  *       ROLLED_BACK    closed, the name unlinked
@@ -62,12 +62,35 @@ static int replace_look(guard_file_replace *replace)
     return replace->options.exclusive ? EEXIST : 0;
 }
 
+/* The link by which a file without a name gets one: open(2), O_TMPFILE. */
+static void descriptor_link(int descriptor, char link[40])
+{
+    snprintf(link, 40, "/proc/self/fd/%d", descriptor);
+}
+
+/* Its descriptor; or -1 with errno, which is EOPNOTSUPP, too, where it could not get a name because there is no
+ * /proc. */
+static int replace_create_unnamed(const guard_file_replace *replace, mode_t mode)
+{
+    char link[40];
+    int descriptor = guard_impl_file_create_unnamed(replace->target.directory, mode);
+    if (descriptor >= 0) {
+        descriptor_link(descriptor, link);
+        if (access(link, F_OK) != 0) {
+            close(descriptor);
+            errno = EOPNOTSUPP;
+            descriptor = -1;
+        }
+    }
+    return descriptor;
+}
+
 static int replace_create(guard_file_replace *replace)
 {
     /* A new file gets its mode from the kernel, which knows umask and default ACL; anything else none but us
      * reads until commit. */
     mode_t mode = replace->existed || replace->options.mode != 0 ? 0600 : 0666;
-    int descriptor = guard_impl_file_create_unnamed(replace->target.directory, mode);
+    int descriptor = replace_create_unnamed(replace, mode);
     if (descriptor < 0 && guard_impl_file_no_unnamed(errno)) {
         descriptor = guard_impl_file_create(replace->target.directory, replace->target.name, ".guard-tmp", mode,
                                             replace->temporary);
@@ -126,15 +149,18 @@ static int replace_lost(const guard_file_replace *replace)
     return EIO;
 }
 
-/* All that was written is on the disk, or an error. */
-static int replace_sync(const guard_file_replace *replace)
+/* All that was written is the file's, or an error. */
+static int replace_flush(const guard_file_replace *replace)
 {
     if (fflush(replace->stream) != 0) {
         return errno;
     }
-    if (ferror(replace->stream)) {
-        return replace_lost(replace);
-    }
+    return ferror(replace->stream) ? replace_lost(replace) : 0;
+}
+
+/* All that is the file's, its mode too, is on the disk, or an error. */
+static int replace_sync(const guard_file_replace *replace)
+{
     int failed;
     do {
         failed = fsync(fileno(replace->stream));
@@ -146,12 +172,12 @@ static int replace_sync(const guard_file_replace *replace)
 static int replace_name(guard_file_replace *replace)
 {
     enum { TRIES = 100 };
-    char descriptor[40];
-    snprintf(descriptor, sizeof descriptor, "/proc/self/fd/%d", fileno(replace->stream));
+    char link[40];
+    descriptor_link(fileno(replace->stream), link);
     for (int i = 0; i < TRIES && !replace->named; i++) {
         guard_impl_file_random_name(replace->target.name, ".guard-tmp", replace->temporary);
         replace->named = true; /* before: a link that is made and answered with an error is ours, too */
-        if (linkat(AT_FDCWD, descriptor, replace->target.directory, replace->temporary, AT_SYMLINK_FOLLOW) != 0) {
+        if (linkat(AT_FDCWD, link, replace->target.directory, replace->temporary, AT_SYMLINK_FOLLOW) != 0) {
             replace->named = errno != EEXIST;
             if (errno != EEXIST) {
                 return errno;
@@ -357,12 +383,17 @@ static int replace_publish(guard_file_replace *replace, const char **what)
 {
     int error;
     *what = "write the new content of";
-    if ((error = replace_sync(replace)) != 0) {
+    if ((error = replace_flush(replace)) != 0) {
         return error;
     }
+    /* The target's mode may have changed meanwhile, or the file come or gone. After writing, which clears
+     * set-ID bits. */
     *what = "set the mode of";
-    /* Its mode may have changed meanwhile, or the file come or gone. */
     if ((error = replace_look(replace)) != 0 || (error = replace_mode(replace)) != 0) {
+        return error;
+    }
+    *what = "write the new content of";
+    if ((error = replace_sync(replace)) != 0) {
         return error;
     }
     *what = "publish";

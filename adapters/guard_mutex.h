@@ -31,10 +31,10 @@
  *
  * WAITING
  *
- *   Milliseconds on CLOCK_MONOTONIC: 0 is GUARD_MUTEX_WAIT_MS, -1 for ever, anything below is misuse. Every call that
- *   takes a lock is a checkpoint, and a wait is cut into slices of GUARD_WAIT_SLICE_MS with one between: a cancel and the
- *   deadline of a scope (guard_cancel.h) end it by their panic. Under ThreadSanitizer and valgrind, which do not know the
- *   clocked calls, a slice is one of CLOCK_REALTIME.
+ *   Milliseconds on CLOCK_MONOTONIC: 0 is GUARD_MUTEX_WAIT_MS, -1 for ever, anything below is misuse. Every
+ *   call that takes a lock is a checkpoint, and a wait is cut into slices of GUARD_WAIT_SLICE_MS with one
+ *   between: a cancel and the deadline of a scope (guard_cancel.h) end it by their panic. Under ThreadSanitizer
+ *   and valgrind, which do not know the clocked calls, a slice is one of CLOCK_REALTIME.
  *
  * THREADS AND PROCESSES
  *

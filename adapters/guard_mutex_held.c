@@ -151,8 +151,9 @@ static bool under_valgrind(void)
 #endif
 
 /*
- * The clocked calls are right whatever is done to the wall clock. ThreadSanitizer (gcc 12, clang 14) knows none of them
- * and valgrind 3.19 not pthread_mutex_clocklock: to them the lock would not be held, and every access under it a race.
+ * The clocked calls are right whatever is done to the wall clock. ThreadSanitizer (gcc 12, clang 14) knows none
+ * of them and valgrind 3.19 not pthread_mutex_clocklock: to them the lock would not be held, and every access
+ * under it a race.
  */
 static clockid_t wait_clock(void)
 {
@@ -174,7 +175,8 @@ static int lock_poll(const lock_calls *calls, void *lock)
     return error;
 }
 
-/* The one place where this adapter waits for a lock. *held is on a scope of its own meanwhile: a checkpoint may panic. */
+/* The one place where this adapter waits for a lock. *held is on a scope of its own meanwhile: a checkpoint may
+ * panic. */
 static int lock_wait(const lock_calls *calls, lock_held *held, int wait_ms)
 {
     GUARD_AUTO(waiting);

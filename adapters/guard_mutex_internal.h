@@ -56,8 +56,8 @@ typedef struct lock_calls {
 } lock_calls;
 
 /*
- * Takes the lock of *held within `wait_ms`. Returns 0, ETIMEDOUT or another errno. When the thread is cancelled meanwhile,
- * *held is given back and it panics.
+ * Takes the lock of *held within `wait_ms`. Returns 0, ETIMEDOUT or another errno. When the thread is cancelled
+ * meanwhile, *held is given back and it panics.
  */
 int guard_impl_lock_take(const lock_calls *calls, lock_held *held, int wait_ms);
 

@@ -752,6 +752,40 @@ START_TEST(a_forked_child_leaves_the_replacement_to_its_parent)
 }
 END_TEST
 
+/* ------------------------------------------------------------------------------------------------ power cut -- */
+
+static void commit_traced(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    guard_file_replace *replace = guard_file_replace_begin(s, "target", NULL);
+    fputs("new content", guard_file_replace_stream(replace));
+    faults_arm(0, 0);
+    guard_file_replace_commit(replace);
+    faults_disarm();
+}
+
+START_TEST(all_is_on_the_disk_before_the_name_leads_to_it_and_then_the_name)
+{
+    scratch_begin(_i);
+    file_put("target", "old");
+    ck_assert_int_eq(guard_run(commit_traced, NULL, &error), 0);
+    ck_assert_str_eq(faults_trace(), _i ? "fstatat fchown fchmod fsync renameat fsync close"
+                                        : "fstatat fchown fchmod fsync linkat renameat fsync close");
+}
+END_TEST
+
+START_TEST(without_proc_the_new_file_has_a_name_from_the_beginning)
+{
+    scratch_begin(_i);
+    file_put("target", "old");
+    faults_refuse("access", ENOENT);
+    ck_assert_int_eq(replace_file("target", NULL), 0);
+    ck_assert_str_eq(file_get("target"), "new content");
+    ck_assert_str_eq(directory_list("."), "target");
+}
+END_TEST
+
 /* --------------------------------------------------------------------------------------------------- kills -- */
 
 static bool is_leftover(const char *name)
@@ -898,6 +932,8 @@ int main(void)
     ADD(a_full_disk_leaves_the_old_content_and_is_told);
     ADD(a_file_size_limit_leaves_the_old_content_and_is_told);
     ADD(nothing_is_published_after_a_cleanup_that_failed);
+    ADD(all_is_on_the_disk_before_the_name_leads_to_it_and_then_the_name);
+    ADD(without_proc_the_new_file_has_a_name_from_the_beginning);
     ADD(nothing_is_published_by_a_cancelled_thread);
     ADD(a_forked_child_leaves_the_replacement_to_its_parent);
     ADD(a_writer_killed_at_any_call_leaves_the_old_content_or_the_new);

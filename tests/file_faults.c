@@ -26,6 +26,7 @@ static bool armed, struck;
 static int at, calls, fault;
 static const char *where = "nothing", *refused, *lost;
 static int refused_error, lost_error;
+static char trace[4096];
 
 void faults_arm(int nth, int error)
 {
@@ -34,6 +35,12 @@ void faults_arm(int nth, int error)
     calls = 0;
     struck = false;
     armed = true;
+    trace[0] = '\0';
+}
+
+const char *faults_trace(void)
+{
+    return trace;
 }
 
 int faults_disarm(void)
@@ -71,7 +78,11 @@ static bool call_fails(const char *name)
         errno = refused_error;
         return true;
     }
-    if (!armed || ++calls != at) {
+    if (!armed) {
+        return false;
+    }
+    snprintf(trace + strlen(trace), sizeof trace - strlen(trace), "%s%s", calls != 0 ? " " : "", name);
+    if (++calls != at) {
         return false;
     }
     if (fault == FAULT_KILL) {
@@ -179,6 +190,11 @@ int fstatat(int directory, const char *restrict path, struct stat *restrict stat
 ssize_t readlinkat(int directory, const char *restrict path, char *restrict to, size_t size)
 {
     return CALL(readlinkat, SYS_readlinkat, directory, path, to, size);
+}
+
+int access(const char *path, int mode)
+{
+    return CALL(access, SYS_faccessat, AT_FDCWD, path, mode);
 }
 
 #pragma GCC visibility pop

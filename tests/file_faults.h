@@ -15,12 +15,14 @@
 #define FAULT_KILL (-1) /* instead of an errno: SIGKILL to the own process just before the call */
 
 /* From now on the Nth call (from 1) of openat, close, fsync, syncfs, fchmod, fchown, linkat, renameat,
- * renameat2, unlinkat, fstatat, readlinkat and mkdirat fails so. 0: they are only counted. A failing close does
- * close. */
+ * renameat2, unlinkat, fstatat, readlinkat, mkdirat and access fails so. 0: they are only counted. A failing
+ * close does close. */
 void faults_arm(int nth, int error);
 /* Stops, and tells how many calls there were. */
 int faults_disarm(void);
 bool faults_struck(void);
+/* The names of the calls since faults_arm, one space between. */
+const char *faults_trace(void);
 /* The name of the call that failed. */
 const char *faults_where(void);
 
