@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* check_load.c: guard-load loads, says what it did, and refuses what it cannot do with one line that names the culprit. */
+#include <pty.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -212,6 +213,42 @@ START_TEST(progress_is_plain_lines_where_there_is_no_terminal)
 }
 END_TEST
 
+START_TEST(a_terminal_shows_a_bar_with_rate_and_time_left)
+{
+    run_sql("t.db", TABLE);
+    FILE *file = fopen("f.csv", "w");
+    fputs("a,b\n", file);
+    for (int i = 1; i <= 200000; i++) {
+        fprintf(file, "%d,some text\n", i);
+    }
+    fclose(file);
+    int terminal = -1;
+    struct winsize size = {.ws_row = 24, .ws_col = 100};
+    pid_t process = forkpty(&terminal, NULL, NULL, &size);
+    ck_assert_int_ge(process, 0);
+    if (process == 0) {
+        char program[4096];
+        snprintf(program, sizeof program, "%s/demo/guard-load", getenv("builddir"));
+        execl(program, program, "--db", "sqlite:t.db", "--into", "t", "f.csv", (char *)NULL);
+        _exit(127);
+    }
+    static char shown[1 << 20];
+    size_t used = 0;
+    for (ssize_t got; (got = read(terminal, shown + used, sizeof shown - 1 - used)) > 0; used += (size_t)got) {
+    }
+    int status = 0;
+    ck_assert_int_eq(waitpid(process, &status, 0), process);
+    ck_assert_int_eq(WEXITSTATUS(status), 0);
+    const char *bar = strstr(shown, "\rloading f.csv [#");
+    bar = bar != NULL ? bar : strstr(shown, "loading f.csv [");
+    ck_assert_msg(bar != NULL, "no bar in: %s", shown);
+    ck_assert_ptr_nonnull(strstr(bar, " rows/s  "));
+    ck_assert_ptr_nonnull(strstr(bar, " left"));
+    ck_assert_msg(strcspn(bar, "\r") < 100, "a bar wider than the terminal: %s", bar);
+    ck_assert_ptr_nonnull(strstr(shown, "f.csv: 200000 rows loaded"));
+}
+END_TEST
+
 START_TEST(status_tells_files_how_far_and_rejects)
 {
     run_sql("t.db", TABLE);
@@ -231,6 +268,17 @@ START_TEST(status_tells_files_how_far_and_rejects)
     load_expect(output, 0);
     ck_assert_str_eq(load_json_text(output, "table"), "t");
     ck_assert_ptr_nonnull(strstr(output.out, "\"rows_loaded\":1,\"rows_rejected\":1,\"complete\":true"));
+}
+END_TEST
+
+START_TEST(a_file_name_that_is_not_utf8_is_loaded_and_shown)
+{
+    run_sql("t.db", TABLE);
+    write_file("\xE9t\xE9.csv", "a\n1\n");
+    load_expect(load_run("--db sqlite:t.db --into t \xE9t\xE9.csv"), 0);
+    load_output output = load_run("--db sqlite:t.db --into t --status --json");
+    load_expect(output, 0);
+    ck_assert_ptr_nonnull(strstr(output.out, "\"\xEF\xBF\xBDt\xEF\xBF\xBD.csv\""));
 }
 END_TEST
 
@@ -442,7 +490,9 @@ int main(void)
         a_header_without_rows_is_loaded_and_complete,
         a_file_whose_last_row_fills_a_batch_needs_no_empty_one,
         progress_is_plain_lines_where_there_is_no_terminal,
+        a_terminal_shows_a_bar_with_rate_and_time_left,
         status_tells_files_how_far_and_rejects,
+        a_file_name_that_is_not_utf8_is_loaded_and_shown,
         wrong_usage_is_told_with_status_2,
         help_and_version_go_to_standard_output,
         a_file_that_is_missing_is_named_before_another_is_loaded,

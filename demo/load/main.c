@@ -7,6 +7,7 @@
  */
 #include <signal.h>
 #include <stdio.h>
+#include <string.h>
 
 #include <guard/guard.h>
 
@@ -22,6 +23,7 @@ typedef struct load_program {
     int status; /* of a run that did not panic */
     int json;   /* the totals are to be printed */
     double began;
+    const char *database; /* once the command line is read */
     load_totals totals;
 } load_program;
 
@@ -37,6 +39,7 @@ static void run(void *arg)
     GUARD_AUTO(s);
     const load_options *options = options_read(s, program->argc, program->argv);
     const target_driver *driver = &sqlite_driver;
+    program->database = options->database;
     switch (options->action) {
     case ACTION_HELP:
         fputs(options_help, stdout);
@@ -60,7 +63,7 @@ static void run(void *arg)
 }
 
 /* The exit status, after the one line that says what failed. */
-static int explain(const guard_error *error)
+static int explain(const load_program *program, const guard_error *error)
 {
     if (error->domain == GUARD_CANCELLED && stop_requested() != 0) {
         fprintf(stderr, "guard-load: %s; the same command goes on from there\n", error->message);
@@ -70,7 +73,12 @@ static int explain(const guard_error *error)
         fprintf(stderr, "guard-load: %s (see guard-load --help)\n", error->message);
         return EXIT_USAGE;
     }
-    fprintf(stderr, "guard-load: %s\n", error->message);
+    int by_database = error->domain == GUARD_SQLITE || error->domain == GUARD_TX;
+    if (by_database && strstr(error->message, program->database) == NULL) {
+        fprintf(stderr, "guard-load: database %s: %s\n", program->database, error->message);
+    } else {
+        fprintf(stderr, "guard-load: %s\n", error->message);
+    }
     return EXIT_FAILED;
 }
 
@@ -86,9 +94,9 @@ int main(int argc, char **argv)
     guard_error error;
     /* A reader of the progress that goes away must not end the load. */
     signal(SIGPIPE, SIG_IGN);
-    int status = guard_run(run, &program, &error) == 0 ? program.status : explain(&error);
+    int status = guard_run(run, &program, &error) == 0 ? program.status : explain(&program, &error);
     if (program.json && guard_run(print_totals, &program, &error) != 0) {
-        status = explain(&error);
+        status = explain(&program, &error);
     }
     return status;
 }

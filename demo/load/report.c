@@ -6,6 +6,9 @@
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistr.h>
+
+#include <guard/guard_file.h>
 
 static void release_json(void *json)
 {
@@ -19,6 +22,28 @@ static json_t *checked(json_t *json)
         guard_panic_in(GUARD_MEMORY, ENOMEM, "no memory for JSON");
     }
     return json;
+}
+
+/* A file's name may be any bytes, JSON holds UTF-8 only: other bytes become U+FFFD. */
+static json_t *json_name(guard_scope *scope, const char *name)
+{
+    size_t size = strlen(name);
+    char *text = guard_memory_allocate(scope, 3 * size + 1, NULL);
+    size_t used = 0;
+    while (size > 0) {
+        int length = u8_mblen((const uint8_t *)name, size);
+        if (length > 0) {
+            memcpy(text + used, name, (size_t)length);
+            used += (size_t)length;
+        } else {
+            memcpy(text + used, "\xEF\xBF\xBD", 3);
+            used += 3;
+            length = 1;
+        }
+        name += length;
+        size -= (size_t)length;
+    }
+    return json_stringn(text, used);
 }
 
 static void print_json(json_t *json)
@@ -81,11 +106,13 @@ static void show_record(void *arg, const load_record *r)
         print_record(r);
         return;
     }
-    json_t *file = json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:b, s:I, s:s}", "name", r->name, "path",
-                             r->path, "sha256", r->digest, "options", r->meaning, "size", (json_int_t)r->size, "offset",
-                             (json_int_t)r->at.offset, "line", (json_int_t)r->at.line, "rows_loaded",
-                             (json_int_t)r->loaded, "rows_rejected", (json_int_t)r->rejected, "complete", r->complete,
-                             "runs", (json_int_t)r->runs, "updated", r->updated);
+    GUARD_AUTO(s);
+    json_t *file = json_pack("{s:o, s:o, s:s, s:o, s:I, s:I, s:I, s:I, s:I, s:b, s:I, s:s}", "name",
+                             json_name(s, r->name), "path", json_name(s, r->path), "sha256", r->digest, "options",
+                             json_name(s, r->meaning), "size", (json_int_t)r->size, "offset", (json_int_t)r->at.offset,
+                             "line", (json_int_t)r->at.line, "rows_loaded", (json_int_t)r->loaded, "rows_rejected",
+                             (json_int_t)r->rejected, "complete", r->complete, "runs", (json_int_t)r->runs, "updated",
+                             r->updated);
     if (json_array_append_new(status->files, file) != 0) {
         guard_panic_in(GUARD_MEMORY, ENOMEM, "no memory for JSON");
     }
@@ -98,7 +125,7 @@ void report_status(const load_options *o, const target_driver *driver, load_targ
     const char *table = target != NULL ? driver->table(target) : o->table;
     json_t *json = NULL;
     if (o->json) {
-        json = checked(json_pack("{s:s, s:[]}", "table", table, "files"));
+        json = checked(json_pack("{s:o, s:[]}", "table", json_name(s, table), "files"));
         guard_defer(s, release_json, json);
         status.files = json_object_get(json, "files");
     }
