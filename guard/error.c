@@ -91,6 +91,13 @@ static uint8_t error_causes(const guard_error *error)
     return error->cause_count <= GUARD_CAUSES ? error->cause_count : GUARD_CAUSES;
 }
 
+static void cause_end_texts(guard_cause *cause)
+{
+    cause->sqlstate[sizeof cause->sqlstate - 1] = '\0';
+    cause->file[sizeof cause->file - 1] = '\0';
+    cause->message[sizeof cause->message - 1] = '\0';
+}
+
 /* What lies behind the texts is cleared, not copied: no bytes of a dead frame travel with an error. */
 void guard_error_copy(guard_error *to, const guard_error *from)
 {
@@ -109,6 +116,9 @@ void guard_error_copy(guard_error *to, const guard_error *from)
     text_copy_known(to->constraint, sizeof to->constraint, from->constraint);
     if (to->cause_count > 0) {
         memcpy(to->causes, from->causes, to->cause_count * sizeof *from->causes);
+    }
+    for (unsigned i = 0; i < to->cause_count; i++) {
+        cause_end_texts(&to->causes[i]);
     }
 }
 
@@ -147,6 +157,7 @@ void guard_error_attach(guard_error *error, const guard_error *later, guard_rela
         guard_cause *next = error_cause_next(error);
         if (next != NULL) {
             *next = later->causes[i];
+            cause_end_texts(next);
         }
     }
     error_count_more(error, later->cause_more);

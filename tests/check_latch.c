@@ -135,7 +135,9 @@ static int compare_while_held(const void *a, const void *b, void *latch)
 {
     (void)a;
     (void)b;
-    hold("held in the callback");
+    if (trace_text()[0] == '\0') { /* at the first comparison: a sanitizer's qsort_r compares once more */
+        hold("held in the callback");
+    }
     (void)guard_latch_run(latch, trace_run, "not run");
     return 0;
 }
