@@ -227,21 +227,25 @@ void guard_sqlite_collation_at(guard_sqlite *db, const char *name, guard_sqlite_
     }
 }
 
+/* Removing it calls its destructor, and SQLite goes on to read the name it was given: that is a copy. */
+static int remove_function(sqlite3 *raw, const sql_function *function)
+{
+    char name[sizeof(function->name)];
+    strcpy(name, function->name);
+    if (function->compare != NULL) {
+        return sqlite3_create_collation_v2(raw, name, SQLITE_UTF8, NULL, NULL, NULL);
+    }
+    return sqlite3_create_function_v2(raw, name, function->count, SQLITE_UTF8, NULL, NULL, NULL, NULL, NULL);
+}
+
+/* On a connection of our own its end destroys them. On an adopted one, what a statement of the program's still uses
+ * stays, and says that its guard has ended. */
 void guard_sqlite_remove_functions(guard_sqlite *db)
 {
     while (db->functions != NULL) {
         sql_function *function = db->functions;
-        int rc;
-        if (!db->adopted) {
-            rc = SQLITE_BUSY; /* the connection's own end destroys it */
-        } else if (function->compare != NULL) {
-            rc = sqlite3_create_collation_v2(db->raw, function->name, SQLITE_UTF8, NULL, NULL, NULL);
-        } else {
-            rc = sqlite3_create_function_v2(db->raw, function->name, function->count, SQLITE_UTF8, NULL, NULL, NULL,
-                                            NULL, NULL);
-        }
-        if (rc != SQLITE_OK || db->functions == function) {
-            /* A statement of the program's still uses it: it stays, and says that its guard has ended. */
+        int removed = db->adopted && remove_function(db->raw, function) == SQLITE_OK && db->functions != function;
+        if (!removed) {
             db->functions = function->next;
             if (function->next != NULL) {
                 function->next->previous = NULL;
