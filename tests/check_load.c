@@ -437,6 +437,22 @@ START_TEST(a_rejects_file_that_cannot_be_written_is_seen_before_loading)
 }
 END_TEST
 
+START_TEST(the_rejects_never_overwrite_a_file_of_the_load)
+{
+    run_sql("t.db", TABLE);
+    write_file("f.csv", "a\n1\n");
+    write_file("s.sql", "CREATE TABLE u (a)");
+    ck_assert_int_eq(link("f.csv", "same.csv"), 0);
+    load_expect_error(load_run("--db sqlite:t.db --into t --rejects f.csv f.csv"), 1,
+                      "--rejects f.csv would overwrite");
+    load_expect_error(load_run("--db sqlite:t.db --into t --rejects same.csv f.csv"), 1, "would overwrite");
+    load_expect_error(load_run("--db sqlite:t.db --into t --rejects t.db f.csv"), 1, "would overwrite");
+    load_expect_error(load_run("--db sqlite:t.db --schema s.sql --into u --rejects s.sql f.csv"), 1, "would overwrite");
+    ck_assert_str_eq(read_file("f.csv"), "a\n1\n");
+    expect_nothing_done();
+}
+END_TEST
+
 START_TEST(output_that_cannot_be_written_fails_the_run_after_loading)
 {
     run_sql("t.db", TABLE);
@@ -503,6 +519,7 @@ int main(void)
         a_schema_that_fails_is_named_and_taken_back,
         a_file_that_is_no_database_is_named,
         a_rejects_file_that_cannot_be_written_is_seen_before_loading,
+        the_rejects_never_overwrite_a_file_of_the_load,
         output_that_cannot_be_written_fails_the_run_after_loading,
         a_second_loader_says_who_holds_the_database,
     };

@@ -5,6 +5,7 @@
  *
  * The loader runs in a process of its own, with its database on the VFS that fails.
  */
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -30,8 +31,55 @@ typedef struct told_run {
     char message[300];
 } told_run;
 
+/* ------------------------------------------------------------------------------------------------- memory -- */
+
+/* With a sanitizer, memory is the sanitizer's. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define OWN_MEMORY 0
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define OWN_MEMORY 0
+#endif
+#endif
+#ifndef OWN_MEMORY
+#define OWN_MEMORY 1
+#endif
+
+/* The number of the allocation that fails, counted down; 0: none. */
+static unsigned long allocations_left;
+
+#if OWN_MEMORY
+void *__libc_malloc(size_t size);
+void *__libc_calloc(size_t count, size_t size);
+void *__libc_realloc(void *memory, size_t size);
+
+static int fails_now(void)
+{
+    return allocations_left > 0 && --allocations_left == 0;
+}
+
+/* These come before those of libc for every library of the process. */
+GUARD_API void *malloc(size_t size)
+{
+    return fails_now() ? (errno = ENOMEM, NULL) : __libc_malloc(size);
+}
+
+GUARD_API void *calloc(size_t count, size_t size)
+{
+    return fails_now() ? (errno = ENOMEM, NULL) : __libc_calloc(count, size);
+}
+
+GUARD_API void *realloc(void *memory, size_t size)
+{
+    return fails_now() ? (errno = ENOMEM, NULL) : __libc_realloc(memory, size);
+}
+#endif
+
+/* ------------------------------------------------------------------------------------------- the loader's run -- */
+
 typedef struct fault {
     int armed;
+    unsigned long allocation; /* instead of an operation of the VFS */
     unsigned operations;
     fault_way way;
     unsigned long nth;
@@ -87,8 +135,10 @@ static void load_and_tell(const fault *f)
     if (f->armed) {
         fault_vfs_arm(f->operations, f->way, f->nth, f->stays);
     }
+    allocations_left = f->allocation;
     told.code = guard_run(load, &one, &error);
-    told.hit = f->armed && fault_vfs_was_hit();
+    told.hit = f->allocation > 0 ? allocations_left == 0 : f->armed && fault_vfs_was_hit();
+    allocations_left = 0;
     told.exit_code = one.exit_code;
     told.loaded = one.totals.loaded;
     snprintf(told.outcome, sizeof told.outcome, "%s", one.totals.outcome);
@@ -162,26 +212,39 @@ static void remove_database(void)
     }
 }
 
-/* Fails each operation of a load in turn, or every `step`th. Returns how many there were, at least. */
-static unsigned long fail_each(unsigned operations, fault_way way, bool stays, unsigned long step)
+/* Runs the loader with the fault, then without: 1, or 0 if the fault outran it. */
+static int fail_one(const fault *f)
+{
+    told_run told;
+    remove_database();
+    if (run_loader(f, &told)) {
+        if (told.code != 0) {
+            expect_truth(&told);
+        }
+        if (!told.hit) {
+            ck_assert_int_eq(told.code, 0);
+            return 0;
+        }
+    }
+    expect_all_loaded();
+    return 1;
+}
+
+static void write_input(void)
 {
     write_csv();
     write_file("s.sql", "CREATE TABLE t (a INTEGER NOT NULL, b TEXT)");
-    for (unsigned long n = 1;; n += step) {
-        remove_database();
-        const fault f = {1, operations, way, n, stays};
-        told_run told;
-        if (run_loader(&f, &told)) {
-            if (told.code != 0) {
-                expect_truth(&told);
-            }
-            if (!told.hit) {
-                ck_assert_int_eq(told.code, 0);
-                return n - step;
-            }
-        }
-        expect_all_loaded();
+}
+
+/* Fails each operation of a load in turn, or every `step`th. Returns how many there were, at least. */
+static unsigned long fail_each(unsigned operations, fault_way way, bool stays, unsigned long step)
+{
+    fault f = {.armed = 1, .operations = operations, .way = way, .nth = 1, .stays = stays};
+    write_input();
+    while (fail_one(&f)) {
+        f.nth += step;
     }
+    return f.nth - step;
 }
 
 #define CHANGES (FAULT_WRITE | FAULT_SYNC | FAULT_TRUNCATE | FAULT_DELETE)
@@ -229,6 +292,19 @@ START_TEST(any_read_or_lock_that_fails_is_told_and_the_next_run_completes)
 }
 END_TEST
 
+#if OWN_MEMORY
+START_TEST(any_allocation_that_fails_is_told_and_the_next_run_completes)
+{
+    fault f = {.allocation = 1};
+    write_input();
+    while (fail_one(&f)) {
+        f.allocation += f.allocation < 200 ? 1 : 5;
+    }
+    ck_assert_uint_gt(f.allocation, 500);
+}
+END_TEST
+#endif
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -239,6 +315,9 @@ int main(void)
         any_torn_write_is_told_and_the_next_run_completes,
         a_disk_full_at_any_write_is_told_and_the_next_run_completes,
         any_read_or_lock_that_fails_is_told_and_the_next_run_completes,
+#if OWN_MEMORY
+        any_allocation_that_fails_is_told_and_the_next_run_completes,
+#endif
     };
     return load_suite_run("load faults", tests, sizeof tests / sizeof *tests, LOAD_IN_MEMORY);
 }

@@ -12,6 +12,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <guard/guard_file.h>
@@ -184,6 +185,28 @@ static void check_files(const load_options *o)
     }
 }
 
+static int is_same_file(const char *a, const char *b)
+{
+    struct stat one;
+    struct stat other;
+    return stat(a, &one) == 0 && stat(b, &other) == 0 && one.st_dev == other.st_dev && one.st_ino == other.st_ino;
+}
+
+/* The rejects replace what is at their path, which must be nothing of this load. */
+static void check_rejects(const load_options *o)
+{
+    if (o->rejects == NULL) {
+        return;
+    }
+    int taken = is_same_file(o->rejects, o->database) || (o->schema != NULL && is_same_file(o->rejects, o->schema));
+    for (size_t i = 0; i < o->file_count; i++) {
+        taken |= strcmp(o->files[i], "-") != 0 && is_same_file(o->rejects, o->files[i]);
+    }
+    if (taken) {
+        guard_panic(EXIT_FAILED, "--rejects %s would overwrite a file of this load", o->rejects);
+    }
+}
+
 int load_files(const load_options *options, const target_driver *driver, load_totals *totals)
 {
     GUARD_AUTO(s);
@@ -191,6 +214,7 @@ int load_files(const load_options *options, const target_driver *driver, load_to
     run.meaning = options_meaning(s, options);
     run.progress = progress_open(s, options->quiet);
     check_files(options);
+    check_rejects(options);
     run.rejects = rejects_open(s, options->rejects);
     run.target = driver->open(s, options);
     /* The rejects are published also where loading failed, and the first error is the one that is told. */
