@@ -41,10 +41,10 @@
  *
  * THREADS AND PROCESSES
  *
- *   Every function may be called by any thread, for a scope of that thread. All descriptors are close-on-exec.
- *   All calls that open, read, write, sync, lock, begin or commit are checkpoints (guard_cancel.h), and waits
- *   for a lock and in guard_file_read end by one; opening, closing and publishing are not cut short, not by
- *   pthread_cancel(3) either.
+ *   Every function may be called by any thread, for a scope of that thread. All descriptors opened here are
+ *   close-on-exec. All calls that open, read, write, sync, lock, begin or commit are checkpoints
+ *   (guard_cancel.h), and waits for a lock and in guard_file_read end by one; opening, closing and publishing
+ *   are not cut short, not by pthread_cancel(3) either.
  *
  *   In a forked child inherited things are not released: the child closes its copies of the descriptors, writes
  *   out nothing that was buffered at the fork, unlinks nothing, unlocks nothing, and keeps memory and mappings.

@@ -48,7 +48,7 @@ static void acquire_descriptor(void *scope)
 
 static void acquire_adopted_stream(void *scope)
 {
-    FILE *stream = fopen("data", "r");
+    FILE *stream = fopen("data", "re");
     if (stream == NULL) {
         guard_panic_os("cannot open data");
     }
@@ -167,6 +167,17 @@ static void nothing(void *arg)
     (void)arg;
 }
 
+/* The numbers of the descriptors that exec would leave open. */
+static unsigned long long inheritable(void)
+{
+    unsigned long long set = 0;
+    for (int i = 0; i < 64; i++) {
+        int flags = fcntl(i, F_GETFD);
+        set |= flags >= 0 && !(flags & FD_CLOEXEC) ? 1ULL << i : 0;
+    }
+    return set;
+}
+
 static void acquire_in_scope(void *arg)
 {
     (void)arg;
@@ -174,8 +185,10 @@ static void acquire_in_scope(void *arg)
     for (int i = 0; i < registrations_before; i++) {
         guard_defer(s, nothing, NULL);
     }
+    unsigned long long before = inheritable();
     current->acquire(s);
     acquired = true;
+    ck_assert_msg(inheritable() == before, "%s is inherited by exec", current->name);
     if (fails_afterwards) {
         guard_panic(77, "afterwards");
     }
@@ -374,6 +387,21 @@ START_TEST(a_long_path_keeps_its_beginning_and_its_end_in_messages)
     ck_assert_has(error.message, "\"/begin/xxx");
     ck_assert_has(error.message, "xxx/\xc3\xa4"
                                  "end.csv\": ");
+    /* A cut never falls inside a character. */
+    for (size_t shift = 0; shift < 4; shift++) {
+        memset(path, 'x', shift);
+        for (size_t i = shift; i < 300; i += 3) {
+            memcpy(path + i, "\xe2\x82\xac", 4);
+        }
+        guard_run(open_missing, path, &error);
+        for (const unsigned char *at = (const unsigned char *)error.message; *at != '\0'; at++) {
+            if (*at == 0xe2) {
+                ck_assert_msg(at[1] == 0x82 && at[2] == 0xac, "cut in a character: %s", error.message);
+                at += 2;
+            }
+            ck_assert_msg(*at < 0x80 || *at == 0xac, "cut in a character: %s", error.message);
+        }
+    }
     /* Every length around the limits, of characters that double: quoted, terminated, nothing overrun (ASan). */
     for (size_t length = 1; length < 399; length++) {
         memset(path, length % 2 != 0 ? '"' : '\001', length);
@@ -447,7 +475,10 @@ static void keep_stream(void *arg)
 START_TEST(a_dismissed_stream_is_the_callers)
 {
     scratch_begin();
+    guard_run(nothing, NULL, NULL);
+    size_t blocks = fault_memory_blocks();
     ck_assert_int_eq(guard_run(keep_stream, NULL, &error), 0);
+    ck_assert_uint_eq(fault_memory_blocks(), blocks);
     ck_assert_int_ge(fputs("kept", kept), 0);
     ck_assert_int_eq(fclose(kept), 0);
     ck_assert_str_eq(file_get("out"), "kept");

@@ -296,6 +296,16 @@ static void lock_then_close(void *arg)
     ck_assert(is_free("data"));
 }
 
+static void lock_then_release(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    int descriptor = guard_file_open_descriptor(s, "data", O_RDWR, 0, NULL);
+    guard_ticket lock = guard_file_lock(s, descriptor, NULL);
+    guard_release(lock);
+    ck_assert(is_free("data"));
+}
+
 static void lock_then_dismiss(void *arg)
 {
     (void)arg;
@@ -314,6 +324,7 @@ START_TEST(a_lock_holds_until_it_is_released_whatever_becomes_of_the_descriptor)
     int before = descriptors_open();
     size_t blocks = fault_memory_blocks();
     ck_assert_int_eq(guard_run(lock_then_close, NULL, &error), 0);
+    ck_assert_int_eq(guard_run(lock_then_release, NULL, &error), 0);
     ck_assert_int_eq(guard_run(lock_then_dismiss, NULL, &error), 0);
     ck_assert_int_eq(descriptors_open(), before);
     ck_assert_uint_le(fault_memory_blocks(), blocks + 1); /* the thread's own state */
@@ -423,6 +434,33 @@ START_TEST(a_forked_child_does_not_free_its_parents_lock)
     scratch_begin();
     ck_assert_int_eq(guard_run(fork_with_lock, NULL, &error), 0);
     ck_assert(is_free("db.guard-lock"));
+}
+END_TEST
+
+static void release_beside_child(void *arg)
+{
+    (void)arg;
+    int end[2];
+    char byte;
+    GUARD_AUTO(s);
+    guard_ticket ticket = guard_file_lock_beside(s, "db", NULL);
+    ck_assert_int_eq(pipe(end), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        close(end[1]);
+        _exit(read(end[0], &byte, 1) != 0);
+    }
+    close(end[0]);
+    guard_release(ticket);
+    ck_assert(is_free("db.guard-lock"));
+    close(end[1]);
+    ck_assert_int_eq(waitpid(child, NULL, 0), child);
+}
+
+START_TEST(a_lock_is_released_although_a_forked_child_has_a_copy_of_it)
+{
+    scratch_begin();
+    ck_assert_int_eq(guard_run(release_beside_child, NULL, &error), 0);
 }
 END_TEST
 
@@ -610,6 +648,7 @@ int main(void)
         an_exclusive_lock_needs_a_descriptor_open_for_writing,
         options_that_can_never_be_right_are_misuse,
         a_forked_child_does_not_free_its_parents_lock,
+        a_lock_is_released_although_a_forked_child_has_a_copy_of_it,
         a_wait_for_a_lock_ends_when_it_is_cancelled_or_late,
         a_wait_for_a_lock_ends_when_its_thread_is_cancelled_by_the_system,
         a_lock_is_held_against_another_program_and_not_inherited_by_it,

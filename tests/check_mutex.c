@@ -538,6 +538,21 @@ START_TEST(a_mutex_is_not_unlocked_by_another_thread)
 }
 END_TEST
 
+START_TEST(a_semaphore_is_given_back_by_any_thread)
+{
+    lock_begin(&locks[3]);
+    pthread_t thread;
+    void *code;
+    guard_owner *owner = guard_owner_new();
+    guard_semaphore_wait(guard_owner_scope(owner), &semaphore, 0);
+    ck_assert_int_eq(pthread_create(&thread, NULL, close_owner_on_thread, owner), 0);
+    pthread_join(thread, &code);
+    ck_assert_int_eq(*(int *)code, 0);
+    free(code);
+    ck_assert(is_free());
+}
+END_TEST
+
 static void options_wrong(void *options)
 {
     GUARD_AUTO(s);
@@ -767,6 +782,7 @@ END_TEST
 /* In memory that a process beside shares. */
 static struct shared {
     pthread_mutex_t mutex;
+    pthread_mutex_t plain; /* shared, too, but nothing else */
     pthread_cond_t condition;
     int balance; /* 100, but while it is changed */
     int repairs;
@@ -779,6 +795,7 @@ static void shared_begin(void)
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     ck_assert_ptr_ne(shared, MAP_FAILED);
     mutex_make(&shared->mutex, PTHREAD_MUTEX_NORMAL, PTHREAD_MUTEX_ROBUST, PTHREAD_PROCESS_SHARED, 0);
+    mutex_make(&shared->plain, PTHREAD_MUTEX_NORMAL, 0, PTHREAD_PROCESS_SHARED, 0);
     pthread_condattr_t attributes;
     pthread_condattr_init(&attributes);
     pthread_condattr_setpshared(&attributes, PTHREAD_PROCESS_SHARED);
@@ -1004,6 +1021,7 @@ static void fork_with_locks(void *arg)
     mutex_make(&recursive, PTHREAD_MUTEX_RECURSIVE, 0, 0, 0);
     guard_ticket plain = guard_mutex_lock(s, &mutex, NULL);
     guard_ticket robust = guard_mutex_lock(s, &shared->mutex, NULL);
+    guard_ticket common = guard_mutex_lock(s, &shared->plain, NULL);
     guard_ticket other = guard_mutex_lock(s, &recursive, NULL);
     guard_ticket read = guard_rwlock_read(s, &rwlock, 0);
     guard_ticket taken = guard_semaphore_wait(s, &semaphore, 0);
@@ -1011,6 +1029,7 @@ static void fork_with_locks(void *arg)
     if (child == 0) {
         guard_release(plain);
         guard_release(robust);
+        guard_release(common);
         guard_release(other);
         guard_release(read);
         guard_release(taken);
@@ -1025,6 +1044,7 @@ static void fork_with_locks(void *arg)
     ck_assert_int_eq(waitpid(child, &status, 0), child);
     ck_assert_int_eq(status, 0);
     ck_assert_int_eq(pthread_mutex_trylock(&shared->mutex), EBUSY);
+    ck_assert_int_eq(pthread_mutex_trylock(&shared->plain), EBUSY);
 }
 
 START_TEST(a_forked_child_unlocks_its_copy_of_a_plain_mutex_and_nothing_of_its_parents)
@@ -1150,6 +1170,7 @@ int main(void)
         a_priority_inheriting_mutex_has_a_deadline_too,
         a_mutex_unlocked_behind_its_guard_is_misuse,
         a_mutex_is_not_unlocked_by_another_thread,
+        a_semaphore_is_given_back_by_any_thread,
         reserved_words_and_a_try_with_a_wait_are_misuse_and_take_nothing,
         a_condition_wait_ends_when_it_is_ready_with_the_lock_held,
         a_condition_wait_ends_at_its_deadline_with_the_lock_held_whatever_wakes_it,
