@@ -79,14 +79,19 @@ static int on_event(PGEventId id, void *info, void *pass)
 
 /*
  * A COMMIT that was cancelled while it waited for a standby is answered with a warning and then the tag COMMIT. The server's function
- * has the same name in every language. libpq's own receiver takes no argument.
+ * has the same name in every language. And what libpq takes for a notice while nothing is asked may be the server's last words, which
+ * come before the end of the stream does. libpq's own receiver takes no argument.
  */
 static void on_notice(void *arg, const PGresult *notice)
 {
     guard_pq *pq = arg;
     const char *function = PQresultErrorField(notice, PG_DIAG_SOURCE_FUNCTION);
+    const char *severity = PQresultErrorField(notice, PG_DIAG_SEVERITY_NONLOCALIZED);
     if (function != NULL && strcmp(function, "SyncRepWaitForLSN") == 0) {
         pq->local_only = 1;
+    }
+    if (severity != NULL && (strcmp(severity, "FATAL") == 0 || strcmp(severity, "PANIC") == 0)) {
+        pq->cut = 1;
     }
     pq->receiver(NULL, notice);
 }

@@ -88,7 +88,7 @@ struct guard_pq {
     pid_t pid; /* the process whose connection this is */
     uint8_t adopted;
     uint8_t blocking;          /* adopted: to be put back into blocking mode */
-    uint8_t cut;               /* we have shut its socket */
+    uint8_t cut;               /* we have shut its socket, or the server has said that it will: dead */
     uint8_t discard;           /* not to go back to a pool: a session lock may still be held */
     uint8_t pooler;            /* GUARD_PQ_POOLER_ASK until it is known */
     uint8_t local_only;        /* the server gave up waiting for its standbys */

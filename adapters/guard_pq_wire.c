@@ -113,7 +113,7 @@ int guard_pq_is_dead(guard_pq *pq)
         }
         PQisBusy(pq->conn); /* parses what was read */
     }
-    return PQstatus(pq->conn) == CONNECTION_BAD;
+    return pq->cut || PQstatus(pq->conn) == CONNECTION_BAD;
 }
 
 /* ---------------------------------------------------------------------------------------------- quiescing -- */

@@ -120,7 +120,7 @@ static void *run_clerk(void *arg)
 static void break_something(unsigned *seed)
 {
     unsigned newest = wire_proxy_connections(proxy);
-    unsigned wire = newest - (newest > THREADS ? rand_r(seed) % THREADS : 0);
+    unsigned wire = newest > THREADS ? newest - rand_r(seed) % THREADS : newest + 1;
     wire_direction direction = rand_r(seed) % 2 == 0 ? WIRE_TO_SERVER : WIRE_TO_CLIENT;
     uint64_t n = rand_r(seed) % 600;
     switch (rand_r(seed) % 5) {

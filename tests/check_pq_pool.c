@@ -131,7 +131,9 @@ static void leave_dead(guard_scope *s, guard_pq *pq)
     char sql[80];
     snprintf(sql, sizeof(sql), "SELECT pg_terminate_backend(%d)::int", server_pid(guard_pq_raw(pq)));
     server_number(sql);
-    ck_assert_int_eq(PQresultStatus(PQexec(guard_pq_raw(pq), "SELECT 1")), PGRES_FATAL_ERROR);
+    PGresult *result = PQexec(guard_pq_raw(pq), "SELECT 1");
+    ck_assert_int_eq(PQresultStatus(result), PGRES_FATAL_ERROR);
+    PQclear(result);
 }
 
 START_TEST(an_active_or_dead_connection_is_discarded_and_replaced)
