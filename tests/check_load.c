@@ -345,7 +345,9 @@ START_TEST(a_file_that_is_missing_is_named_before_another_is_loaded)
 {
     run_sql("t.db", TABLE);
     write_file("f.csv", "a\n1\n");
-    load_expect_error(load_run("--db sqlite:t.db --into t --quiet f.csv gone.csv"), 1, "gone.csv");
+    load_output output = load_run("--db sqlite:t.db --into t --quiet --json f.csv gone.csv");
+    load_expect_error(output, 1, "gone.csv");
+    ck_assert_str_eq(load_json_text(output, "outcome"), "rolled_back");
     expect_nothing_done();
 }
 END_TEST
@@ -453,6 +455,22 @@ START_TEST(the_rejects_never_overwrite_a_file_of_the_load)
 }
 END_TEST
 
+START_TEST(what_is_said_never_goes_into_a_file_that_took_a_closed_descriptor)
+{
+    run_sql("t.db", TABLE);
+    write_file("f.csv", "a\n1\nx\n");
+    char command[8192];
+    snprintf(command, sizeof command,
+             "%s/demo/guard-load --db sqlite:t.db --into t --rejects r.csv --json f.csv <&- >&- 2>&-",
+             getenv("builddir"));
+    int status = system(command);
+    ck_assert_int_eq(WEXITSTATUS(status), 3);
+    ck_assert_str_eq(read_file("r.csv"), "file,line,code,reason,row\n"
+                                         "f.csv,3,type,\"column a: \"\"x\"\" is not an integer\",x\n");
+    ck_assert_str_eq(query("t.db", "SELECT a FROM t"), "1");
+}
+END_TEST
+
 START_TEST(output_that_cannot_be_written_fails_the_run_after_loading)
 {
     run_sql("t.db", TABLE);
@@ -520,6 +538,7 @@ int main(void)
         a_file_that_is_no_database_is_named,
         a_rejects_file_that_cannot_be_written_is_seen_before_loading,
         the_rejects_never_overwrite_a_file_of_the_load,
+        what_is_said_never_goes_into_a_file_that_took_a_closed_descriptor,
         output_that_cannot_be_written_fails_the_run_after_loading,
         a_second_loader_says_who_holds_the_database,
     };

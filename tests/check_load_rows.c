@@ -190,6 +190,16 @@ START_TEST(rows_that_wait_for_a_later_one_are_kept_when_another_fails_at_commit)
 }
 END_TEST
 
+START_TEST(a_row_may_end_the_transaction_while_others_fail_at_commit)
+{
+    expect_rows(
+        TREE "; CREATE TRIGGER g BEFORE INSERT ON t WHEN new.id % 4 = 0 BEGIN SELECT RAISE(ROLLBACK, 'no fours'); END",
+        "id,up\n1,2\n2,\n3,99\n4,1\n5,6\n6,5\n7,98\n8,1\n9,1\n", "", "1|2\n2|NULL\n5|6\n6|5\n9|1",
+        "4|foreign_key|FOREIGN KEY constraint failed: up \"99\" is not in t (id)|3,99\n5|trigger|no fours|4,1\n"
+        "8|foreign_key|FOREIGN KEY constraint failed: up \"98\" is not in t (id)|7,98\n9|trigger|no fours|8,1");
+}
+END_TEST
+
 START_TEST(a_batch_that_fails_at_commit_keeps_its_other_rejects)
 {
     expect_rows(TREE, "id,up\n1,x\n1,\n1,1\n2,99\n3,1\n", "--batch 100", "1|NULL\n3|1",
@@ -377,6 +387,7 @@ int main(void)
         a_row_whose_trigger_rolls_back_takes_no_other_with_it,
         rows_that_only_fail_at_commit_are_found,
         rows_that_wait_for_a_later_one_are_kept_when_another_fails_at_commit,
+        a_row_may_end_the_transaction_while_others_fail_at_commit,
         a_batch_that_fails_at_commit_keeps_its_other_rejects,
         many_rows_that_fail_at_commit_are_found_in_every_batch,
         the_rejects_file_has_every_bad_row_of_the_runs_files_as_it_stood,

@@ -147,6 +147,7 @@ static void load_file(load_run *run, const char *file)
 {
     GUARD_AUTO(s);
     stop_check();
+    run->totals->outcome = "rolled_back";
     load_source *source = source_open(s, file, run->options->name);
     progress_begin(run->progress, "reading", source_name(source), source_size(source), 0);
     source_identify(source, show_hashing, run->progress);
@@ -162,6 +163,7 @@ static void load_file(load_run *run, const char *file)
         load_rows(run, s, &load);
     }
     run->any_rejects |= load.record.rejected > 0;
+    run->totals->outcome = "committed";
 }
 
 /* --------------------------------------------------------------------------------------------- all files -- */

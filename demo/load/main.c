@@ -5,9 +5,11 @@
  * Everything below main is guarded code: what cannot be done panics, and the border here turns that into one line and
  * an exit status.
  */
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <guard/guard.h>
 
@@ -53,6 +55,7 @@ static void run(void *arg)
     case ACTION_FORGET:
         program->json = options->json;
         load_forget(options, driver);
+        program->totals.outcome = "committed";
         break;
     case ACTION_LOAD:
         program->json = options->json;
@@ -88,9 +91,22 @@ static void print_totals(void *arg)
     report_totals(&program->totals, clock_seconds() - program->began);
 }
 
+/* A descriptor of 0 to 2 that is closed would be given to a file that is opened, and what is said would be written into it. */
+static void open_standard_descriptors(void)
+{
+    int descriptor;
+    do {
+        descriptor = open("/dev/null", O_RDWR);
+    } while (descriptor >= 0 && descriptor <= STDERR_FILENO);
+    if (descriptor >= 0) {
+        close(descriptor);
+    }
+}
+
 int main(int argc, char **argv)
 {
-    load_program program = {.argc = argc, .argv = argv, .began = clock_seconds(), .totals = {.outcome = "committed"}};
+    open_standard_descriptors();
+    load_program program = {.argc = argc, .argv = argv, .began = clock_seconds(), .totals = {.outcome = "rolled_back"}};
     guard_error error;
     /* A reader of the progress that goes away must not end the load. */
     signal(SIGPIPE, SIG_IGN);
