@@ -14,6 +14,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#if __has_include(<valgrind/valgrind.h>)
+#include <valgrind/valgrind.h>
+#else
+#define RUNNING_ON_VALGRIND 0
+#endif
+
 #include <guard/guard_cancel.h>
 #include <guard/guard_file.h>
 
@@ -283,6 +289,9 @@ END_TEST
 START_TEST(an_acquisition_without_descriptors_leaves_nothing)
 {
     acquisition_begin(&acquisitions[_i]);
+    if (RUNNING_ON_VALGRIND) {
+        return; /* it lets the kernel create the file, and refuses the descriptor afterwards */
+    }
     struct rlimit limit;
     getrlimit(RLIMIT_NOFILE, &limit);
     int next = open("/dev/null", O_RDONLY);
