@@ -606,6 +606,117 @@ START_TEST(a_read_only_database_can_be_read_in_a_transaction)
 }
 END_TEST
 
+/* ------------------------------------------------------------------------------------------------ contention */
+
+#define CLERKS 4
+#define TRANSFERS 40
+
+typedef struct transfer {
+    guard_sqlite *bank;
+    int from;
+    int to;
+} transfer;
+
+/* Reads first: in a DEFERRED transaction its snapshot is often stale when it writes. */
+static void move_money(guard_tx *tx, void *arg)
+{
+    (void)tx;
+    transfer *order = arg;
+    GUARD_AUTO(s);
+    guard_sqlite_stmt *read = guard_sqlite_prepare(s, order->bank, "SELECT money FROM account WHERE id = ?1");
+    guard_sqlite_bind_int64(read, 1, order->from);
+    ck_assert(guard_sqlite_step(read));
+    int64_t money = guard_sqlite_column_int64(read, 0);
+    guard_sqlite_reset(read);
+    if (money < 10) {
+        guard_panic(10, "account %d is empty", order->from);
+    }
+    /* The amount is computed from what was read: a lost update would change the sum. */
+    guard_sqlite_stmt *write = guard_sqlite_prepare(s, order->bank, "UPDATE account SET money = ?2 WHERE id = ?1");
+    guard_sqlite_bind_int64(write, 1, order->from);
+    guard_sqlite_bind_int64(write, 2, money - 10);
+    guard_sqlite_run(write);
+    write = guard_sqlite_prepare(s, order->bank, "UPDATE account SET money = money + 10 WHERE id = ?1");
+    guard_sqlite_bind_int64(write, 1, order->to);
+    guard_sqlite_run(write);
+    guard_sqlite_exec(order->bank, "INSERT INTO journal VALUES (NULL)");
+}
+
+typedef struct clerk {
+    pthread_t thread;
+    int mode;
+    int number;
+    long committed;
+    long others;
+    guard_error error;
+} clerk;
+
+static void run_clerk(void *arg)
+{
+    clerk *c = arg;
+    const guard_sqlite_options open_options = {.synchronous = GUARD_SQLITE_SYNC_OFF};
+    const guard_sqlite_tx_options options = {.mode = c->mode, .tx = {.attempts = -1, .retry_ms = -1}};
+    GUARD_AUTO(s);
+    transfer order = {.bank = guard_sqlite_open(s, path, &open_options)};
+    for (int i = 0; i < TRANSFERS; i++) {
+        guard_result result;
+        order.from = (c->number + i) % 5;
+        order.to = (c->number + 3 * i + 1) % 5;
+        guard_outcome outcome = guard_sqlite_transact(order.bank, move_money, &order, &options, &result);
+        if (outcome == GUARD_COMMITTED) {
+            c->committed++;
+        } else if (outcome != GUARD_ROLLED_BACK ||
+                   (result.error.code != 10 && (result.error.code & 0xff) != SQLITE_BUSY)) {
+            guard_panic_error(&result.error);
+        } else {
+            c->others++;
+        }
+    }
+}
+
+static void *start_clerk(void *arg)
+{
+    clerk *c = arg;
+    if (guard_run(run_clerk, c, &c->error) == 0) {
+        c->error.code = 0;
+    }
+    return NULL;
+}
+
+static void check_bank(int mode)
+{
+    clerk clerks[CLERKS];
+    long committed = 0;
+    path = database_new(
+        "CREATE TABLE account(id INTEGER PRIMARY KEY, money INTEGER); CREATE TABLE journal(id INTEGER PRIMARY KEY);"
+        "INSERT INTO account VALUES (0, 100), (1, 100), (2, 100), (3, 100), (4, 100); PRAGMA journal_mode = WAL");
+    for (int i = 0; i < CLERKS; i++) {
+        clerks[i] = (clerk){.mode = mode, .number = i};
+        ck_assert_int_eq(pthread_create(&clerks[i].thread, NULL, start_clerk, &clerks[i]), 0);
+    }
+    for (int i = 0; i < CLERKS; i++) {
+        pthread_join(clerks[i].thread, NULL);
+        ck_assert_msg(clerks[i].error.code == 0, "%s", clerks[i].error.message);
+        ck_assert_int_eq(clerks[i].committed + clerks[i].others, TRANSFERS);
+        committed += clerks[i].committed;
+    }
+    ck_assert_int_eq(database_number(path, "SELECT sum(money) FROM account"), 500);
+    ck_assert_int_eq(database_number(path, "SELECT count(*) FROM journal"), committed);
+    ck_assert_int_gt(committed, 0);
+}
+
+START_TEST(threads_that_transfer_at_once_lose_no_money_and_are_told_the_truth)
+{
+    check_bank(GUARD_SQLITE_IMMEDIATE);
+}
+END_TEST
+
+START_TEST(stale_snapshots_among_threads_are_rerun_until_they_commit)
+{
+    check_bank(GUARD_SQLITE_DEFERRED);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -634,6 +745,8 @@ int main(void)
         a_statement_of_another_thread_in_a_transaction_is_misuse,
         a_marker_without_its_table_is_told_at_begin,
         a_read_only_database_can_be_read_in_a_transaction,
+        threads_that_transfer_at_once_lose_no_money_and_are_told_the_truth,
+        stale_snapshots_among_threads_are_rerun_until_they_commit,
     };
     return suite_run("sqlite_tx", tests, sizeof tests / sizeof *tests);
 }
