@@ -292,6 +292,7 @@ void guard_pq_enter(guard_pq *pq, const guard_pq_flight *flight, const guard_pla
         guard_impl_panic(place, GUARD_PQ, GUARD_PQ_BUSY, "a %s is open on the connection",
                          pq->flight != NULL ? kinds[pq->flight->kind] : "pipeline of another kind");
     }
+    guard_impl_checkpoint(place);
 }
 
 /* ------------------------------------------------------------------------------------------------ opening -- */

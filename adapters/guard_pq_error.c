@@ -84,6 +84,9 @@ int guard_pq_error_conn(PGconn *conn, guard_error *error, const char *doing)
 
 int guard_pq_error_timeout(guard_error *error, const char *what, int32_t ms)
 {
+    if (guard_checkpoint_error(error) != 0) {
+        return error->code; /* it was not the wait's own deadline */
+    }
     guard_error_set(error, GUARD_TIMEOUT, ETIMEDOUT, "%s took longer than %d ms", what, (int)ms);
     return error->code;
 }

@@ -9,6 +9,7 @@
 #ifndef GUARD_PQ_INTERNAL_H
 #define GUARD_PQ_INTERNAL_H
 
+#include <guard/guard_cancel.h>
 #include <guard/guard_pq.h>
 
 #include <pthread.h>

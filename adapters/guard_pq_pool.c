@@ -337,8 +337,8 @@ static int is_too_old(const guard_pq_pool *pool, const guard_pq *pq)
 }
 
 /*
- * Waits in the queue, under the lock, which it gives up. 1 with a connection or a slot (*given NULL); 0 past the deadline or when
- * the pool is closed.
+ * Waits in the queue, under the lock, which it gives up. 1 with a connection or a slot (*given NULL); 0 past the deadline, when the thread
+ * is cancelled, or when the pool is closed.
  */
 static int queue(guard_pq_pool *pool, guard_pq_deadline deadline, guard_pq **given)
 {
@@ -349,7 +349,9 @@ static int queue(guard_pq_pool *pool, guard_pq_deadline deadline, guard_pq **giv
     pool->stats.waiting++;
     pool->stats.waits++;
     while (w.given == NULL && !w.slot && !pool->closing) {
-        if (!cond_wait(&w.served, &pool->lock, deadline)) {
+        guard_pq_deadline slice = guard_pq_sooner(deadline, guard_pq_in(GUARD_WAIT_SLICE_MS));
+        if (!cond_wait(&w.served, &pool->lock, slice) &&
+            (guard_pq_now() >= deadline || guard_checkpoint_error(NULL) != 0)) {
             break;
         }
     }
@@ -398,6 +400,9 @@ static guard_pq *take(guard_pq_pool *pool, guard_pq_deadline deadline, int32_t m
         if (grab(pool, &pq)) {
             pthread_mutex_unlock(&pool->lock);
         } else if (!queue(pool, deadline, &pq)) {
+            if (guard_checkpoint_error(error) != 0) {
+                return NULL;
+            }
             guard_error_set(error, GUARD_TIMEOUT, ETIMEDOUT,
                             pool->closing ? "the pool was closed" : "no connection of the pool was free within %d ms",
                             (int)ms);

@@ -39,18 +39,24 @@ int guard_pq_left(guard_pq_deadline deadline)
     return left <= 0 ? 0 : left > INT32_MAX ? INT32_MAX : (int)left;
 }
 
+/* The wait is also over, as past the deadline, when the thread is cancelled or late; see guard_pq_error_timeout. */
 int guard_pq_poll(PGconn *conn, short events, guard_pq_deadline deadline)
 {
-    struct pollfd entry = {.fd = PQsocket(conn), .events = events};
-    if (entry.fd < 0) {
+    struct pollfd entries[2] = {{.fd = PQsocket(conn), .events = events}, {.fd = -1, .events = POLLIN}};
+    if (entries[0].fd < 0) {
         return 1; /* it has failed: libpq says so */
     }
     for (;;) {
-        int ready = poll(&entry, 1, guard_pq_left(deadline));
-        if (ready > 0 || (ready < 0 && errno != EINTR)) {
+        int64_t left = guard_remaining_ms(guard_pq_left(deadline));
+        entries[1].fd = guard_cancel_descriptor();
+        if (entries[1].fd < 0 && !guard_masked() && (left < 0 || left > GUARD_WAIT_SLICE_MS)) {
+            left = GUARD_WAIT_SLICE_MS; /* there is no descriptor left */
+        }
+        int ready = poll(entries, 2, (int)(left > INT32_MAX ? INT32_MAX : left));
+        if (entries[0].revents != 0 || (ready < 0 && errno != EINTR)) {
             return 1;
         }
-        if (ready == 0 && guard_pq_left(deadline) == 0) {
+        if (guard_checkpoint_error(NULL) != 0 || (ready == 0 && guard_pq_left(deadline) == 0)) {
             return 0;
         }
     }
@@ -228,6 +234,8 @@ static int drain_pipeline(guard_pq *pq, guard_pq_deadline deadline)
 
 int guard_pq_quiesce(guard_pq *pq, guard_pq_deadline deadline)
 {
+    GUARD_AUTO(mask);
+    guard_mask(mask);
     if (pq->flight != NULL) {
         guard_pq_flight_over(pq->flight);
     }

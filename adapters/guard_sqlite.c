@@ -14,6 +14,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #define BUSY_MS 5000
 
@@ -22,7 +23,7 @@ static void close_connection(void *object);
 static size_t describe_connection(const void *object, char *text, size_t size)
 {
     const guard_sqlite *db = object;
-    const char *path = sqlite3_db_filename(db->raw, "main");
+    const char *path = db->raw != NULL ? sqlite3_db_filename(db->raw, "main") : NULL;
     if (path == NULL || path[0] == '\0') {
         path = ":memory:";
     }
@@ -31,11 +32,57 @@ static size_t describe_connection(const void *object, char *text, size_t size)
     return length < 0 ? 0 : (size_t)length;
 }
 
+/*
+ * What the child of a fork has of its parent's connections. Nothing is ever done with them: their locks are the parent's, and SQLite in this
+ * process believes to hold them (howtocorrupt.html, 2.6), also for a second connection to the same file.
+ */
+static guard_sqlite *inherited;
+
+/* In fork, in the child, where there is one thread. */
+static void inherit(void *object)
+{
+    guard_sqlite *db = object;
+    db->is_inherited = 1;
+    db->watched = 1;
+    db->next_inherited = inherited;
+    inherited = db;
+}
+
+int guard_sqlite_is_inherited(const guard_sqlite *db, const guard_place *place)
+{
+    if (GUARD_IMPL_LIKELY(!db->is_inherited)) {
+        return 0;
+    }
+    guard_impl_misuse(place, GUARD_MISUSE_STATE, "the connection belongs to the parent process");
+    return 1;
+}
+
+static void note_file(guard_sqlite *db)
+{
+    const char *path = db->raw != NULL ? sqlite3_db_filename(db->raw, "main") : NULL;
+    struct stat file;
+    if (path != NULL && path[0] != '\0' && stat(path, &file) == 0) {
+        db->device = file.st_dev;
+        db->inode = file.st_ino;
+    }
+}
+
+/* A file that the parent had open is refused until exec. */
+static int is_parents_file(const guard_sqlite *db)
+{
+    const guard_sqlite *other = db->inode != 0 ? inherited : NULL;
+    while (other != NULL && (other->inode != db->inode || other->device != db->device)) {
+        other = other->next_inherited;
+    }
+    return other != NULL;
+}
+
 static const guard_kind connection_kind = {
     .name = "sqlite connection",
     .release = close_connection,
+    .child = inherit,
     .describe = describe_connection,
-    .flags = GUARD_KIND_HEAP,
+    .flags = GUARD_KIND_HEAP | GUARD_KIND_AT_FORK,
 };
 
 static int check_options(const guard_sqlite_options *options, const guard_place *place)
@@ -105,6 +152,7 @@ static int set_up(guard_sqlite *db, const guard_sqlite_options *options)
     uint32_t flags = options != NULL ? options->flags : 0;
     sqlite3_extended_result_codes(db->raw, 1);
     sqlite3_busy_handler(db->raw, guard_sqlite_busy_handler, db);
+    sqlite3_progress_handler(db->raw, GUARD_SQLITE_PROGRESS, guard_sqlite_progress, db);
     sqlite3_rollback_hook(db->raw, note_rollback, db);
     int rc = guard_sqlite_call_sql(db, synchronous[options != NULL ? options->synchronous : 0]);
     if (rc == SQLITE_OK && !(flags & GUARD_SQLITE_NO_FOREIGN_KEYS)) {
@@ -144,6 +192,17 @@ static void GUARD_NORETURN fail_open(guard_sqlite *db, int rc, const char *path,
     __builtin_unreachable();
 }
 
+/* Nothing was read or locked yet. */
+static void refuse_parents_file(guard_sqlite *db, const guard_place *place)
+{
+    if (!db->adopted) {
+        sqlite3_close(db->raw);
+    }
+    guard_deallocate(db);
+    guard_impl_misuse(place, GUARD_MISUSE_STATE,
+                      "the database was open in the parent process: a forked child must exec before it opens it");
+}
+
 guard_sqlite *guard_sqlite_open_at(guard_scope *scope, const char *path, const guard_sqlite_options *options,
                                    const guard_place *place)
 {
@@ -157,6 +216,11 @@ guard_sqlite *guard_sqlite_open_at(guard_scope *scope, const char *path, const g
     guard_reserve(scope, 1);
     guard_sqlite *db = new_connection(options);
     int rc = sqlite3_open_v2(path, &db->raw, open_flags(options), options != NULL ? options->vfs : NULL);
+    note_file(db);
+    if (rc == SQLITE_OK && is_parents_file(db)) {
+        refuse_parents_file(db, place);
+        return NULL;
+    }
     if (rc == SQLITE_OK) {
         rc = set_up(db, options);
     }
@@ -181,6 +245,11 @@ guard_sqlite *guard_sqlite_adopt_at(guard_scope *scope, sqlite3 *raw, const guar
     guard_sqlite *db = new_connection(options);
     db->raw = raw;
     db->adopted = 1;
+    note_file(db);
+    if (is_parents_file(db)) {
+        refuse_parents_file(db, place);
+        return NULL;
+    }
     db->ticket = guard_impl_defer_kind(scope, &connection_kind, db, place);
     return db;
 }

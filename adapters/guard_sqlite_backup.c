@@ -98,6 +98,7 @@ static int step_waiting(guard_sqlite_backup *backup, int pages, busy_wait *wait,
         }
     } while ((guard_sqlite_is_busy(rc) || (rc & 0xff) == SQLITE_LOCKED) && guard_sqlite_wait_again(wait));
     guard_error error;
+    guard_sqlite_raise_cancel(rc, place);
     guard_sqlite_describe_error(NULL, rc, "backup", &error);
     guard_impl_panic_error(place, &error);
     __builtin_unreachable();

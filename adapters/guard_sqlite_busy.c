@@ -34,7 +34,7 @@ int guard_sqlite_wait_again(busy_wait *wait)
     }
     struct timespec pause = {.tv_sec = 0, .tv_nsec = (long)delay * 1000000};
     nanosleep(&pause, NULL);
-    return 1;
+    return guard_checkpoint_error(NULL) == 0;
 }
 
 int guard_sqlite_busy_handler(void *arg, int count)

@@ -1,42 +1,82 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The calls in which SQLite may wait for a lock or a disk, or run the program's functions. They are all here, so
- * that what must hold around them has one place: `calls` tells a user function that a call of ours will raise its panic.
+ * that what must hold around them has one place: `calls` tells a user function that a call of ours will raise its panic, pthread_cancel
+ * is closed out, and a cancel or deadline of the thread interrupts the call: by the progress handler on a connection that
+ * we opened, by sqlite3_interrupt from the library's watcher on an adopted one, whose handlers are the program's.
  */
 #include "guard_sqlite_internal.h"
 
 #include <stdio.h>
 
+typedef struct call_guard {
+    guard_interrupt interrupt;
+    int state;
+} call_guard;
+
+static void interrupt_raw(void *raw)
+{
+    sqlite3_interrupt(raw);
+}
+
+static inline void call_open(guard_sqlite *db, call_guard *call)
+{
+    db->calls++;
+    call->state = guard_foreign_open();
+    if (db->adopted) {
+        guard_interrupt_open(&call->interrupt, interrupt_raw, db->raw);
+    }
+}
+
+static inline void call_close(guard_sqlite *db, call_guard *call)
+{
+    if (db->adopted) {
+        guard_interrupt_close(&call->interrupt);
+    }
+    guard_foreign_close(call->state);
+    db->calls--;
+}
+
+int guard_sqlite_progress(void *db)
+{
+    (void)db;
+    return guard_checkpoint_error(NULL) != 0;
+}
+
 int guard_sqlite_call_prepare(guard_sqlite *db, const char *sql, int64_t length, unsigned flags, sqlite3_stmt **stmt,
                               const char **tail)
 {
-    db->calls++;
+    call_guard call;
+    call_open(db, &call);
     int rc = sqlite3_prepare_v3(db->raw, sql, (int)length, flags, stmt, tail);
-    db->calls--;
+    call_close(db, &call);
     return rc;
 }
 
 int guard_sqlite_call_step(guard_sqlite *db, sqlite3_stmt *stmt)
 {
-    db->calls++;
+    call_guard call;
+    call_open(db, &call);
     int rc = sqlite3_step(stmt);
-    db->calls--;
+    call_close(db, &call);
     return rc;
 }
 
 int guard_sqlite_call_exec(guard_sqlite *db, const char *sql, guard_sqlite_row_fn *row, void *arg, char **message)
 {
-    db->calls++;
+    call_guard call;
+    call_open(db, &call);
     int rc = sqlite3_exec(db->raw, sql, row, arg, message);
-    db->calls--;
+    call_close(db, &call);
     return rc;
 }
 
 int guard_sqlite_call_backup(guard_sqlite *db, sqlite3_backup *backup, int pages)
 {
-    db->calls++;
+    call_guard call;
+    call_open(db, &call);
     int rc = sqlite3_backup_step(backup, pages);
-    db->calls--;
+    call_close(db, &call);
     return rc;
 }
 

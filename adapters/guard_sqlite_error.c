@@ -76,10 +76,18 @@ void guard_sqlite_note_error(guard_sqlite *db, int rc, const char *sql, guard_er
     }
 }
 
+void guard_sqlite_raise_cancel(int rc, const guard_place *place)
+{
+    if ((rc & 0xff) == SQLITE_INTERRUPT || (rc & 0xff) == SQLITE_BUSY || (rc & 0xff) == SQLITE_LOCKED) {
+        guard_impl_checkpoint(place);
+    }
+}
+
 void guard_sqlite_raise(guard_sqlite *db, int rc, const char *sql, const guard_place *place)
 {
     guard_error error;
     guard_sqlite_note_error(db, rc, sql, &error);
+    guard_sqlite_raise_cancel(rc, place);
     guard_impl_panic_error(place, &error);
     __builtin_unreachable();
 }

@@ -100,6 +100,7 @@ int guard_sqlite_exec_rows_at(guard_sqlite *db, const char *sql, guard_sqlite_ro
     if ((rc & 0xff) == SQLITE_ABORT && call.answer != 0) {
         return call.answer;
     }
+    guard_sqlite_raise_cancel(rc, place);
     guard_impl_panic_error(place, &error);
     __builtin_unreachable();
 }

@@ -4,10 +4,12 @@
 #define GUARD_SQLITE_INTERNAL_H
 
 #include <guard/guard.h>
+#include <guard/guard_cancel.h>
 #include <guard/guard_sqlite.h>
 #include <guard/tx.h>
 
 #include <pthread.h>
+#include <sys/types.h>
 
 #define SAVEPOINT_LEVELS 4 /* deeper ones are prepared each time */
 
@@ -37,6 +39,10 @@ struct guard_sqlite {
     guard_tx_session session;
     guard_ticket ticket;
     int adopted;
+    int is_inherited; /* the parent's, in a forked child */
+    guard_sqlite *next_inherited;
+    dev_t device; /* of its main file; inode 0: it has none */
+    ino_t inode;
     int watched;      /* a transaction is open, or the connection is poisoned: look before each statement */
     unsigned calls;   /* calls of ours that SQLite is in: a latched panic has somebody who raises it */
     pthread_t thread; /* of the open transaction */
@@ -80,6 +86,11 @@ void guard_sqlite_raise(guard_sqlite *db, int rc, const char *sql, const guard_p
 int guard_sqlite_call_prepare(guard_sqlite *db, const char *sql, int64_t length, unsigned flags, sqlite3_stmt **stmt,
                               const char **tail);
 int guard_sqlite_call_step(guard_sqlite *db, sqlite3_stmt *stmt);
+/* The progress handler of an opened connection, each so many instructions of SQLite's machine: some 10 us. */
+#define GUARD_SQLITE_PROGRESS 1000
+int guard_sqlite_progress(void *db);
+/* When a call ended early because its thread was cancelled or is late, that is what is raised, not SQLite's word for it. */
+void guard_sqlite_raise_cancel(int rc, const guard_place *place);
 int guard_sqlite_call_exec(guard_sqlite *db, const char *sql, guard_sqlite_row_fn *row, void *arg, char **message);
 int guard_sqlite_call_backup(guard_sqlite *db, sqlite3_backup *backup, int pages);
 int guard_sqlite_call_close(sqlite3 *raw);
@@ -102,9 +113,13 @@ int guard_sqlite_look(guard_sqlite *db, const guard_place *place);
 int guard_sqlite_prepare_into(guard_sqlite_stmt *stmt, guard_sqlite *db, const char **sql, const guard_place *place);
 void guard_sqlite_detach_stmt(guard_sqlite_stmt *stmt);
 
+/* 1 in a forked child for a connection of the parent's, after the misuse was told. */
+int guard_sqlite_is_inherited(const guard_sqlite *db, const guard_place *place);
+
 /* 1: a statement may run now. In a guarded transaction that is asked of SQLite each time. */
 static inline int guard_sqlite_may_run(guard_sqlite *db, const guard_place *place)
 {
+    guard_impl_checkpoint(place);
     return GUARD_IMPL_LIKELY(!db->watched) || guard_sqlite_look(db, place);
 }
 

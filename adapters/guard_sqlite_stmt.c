@@ -23,6 +23,9 @@ static const guard_kind stmt_kind = {.name = "sqlite statement", .release = rele
 /* Slow side of guard_sqlite_may_run. */
 int guard_sqlite_look(guard_sqlite *db, const guard_place *place)
 {
+    if (guard_sqlite_is_inherited(db, place)) {
+        return 0;
+    }
     if (GUARD_IMPL_LIKELY(db->session.tx != NULL)) {
         if (!pthread_equal(db->thread, pthread_self())) {
             guard_impl_misuse(place, GUARD_MISUSE_THREAD, "the connection is in a transaction of another thread");
@@ -243,6 +246,7 @@ static void GUARD_NORETURN fail_step(guard_sqlite *db, guard_sqlite_stmt *stmt, 
     sqlite3_reset(stmt->raw);
     stmt->stepped = 0;
     guard_latch_raise(&db->latch);
+    guard_sqlite_raise_cancel(rc, place);
     guard_impl_panic_error(place, &error);
     __builtin_unreachable();
 }

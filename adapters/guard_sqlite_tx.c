@@ -291,7 +291,7 @@ static int check_begin(guard_sqlite *db, const guard_sqlite_tx_options *options,
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "the connection is NULL");
         return 0;
     }
-    return check_options(options, place);
+    return check_options(options, place) && !guard_sqlite_is_inherited(db, place);
 }
 
 guard_tx *guard_sqlite_begin_at(guard_scope *scope, guard_sqlite *db, const guard_sqlite_tx_options *options,

@@ -54,6 +54,7 @@ static void begin_or_panic(guard_tx *tx, int code, guard_error *error, guard_tx 
 {
     if (GUARD_IMPL_UNLIKELY(code != 0)) {
         guard_tx_free(tx);
+        guard_impl_checkpoint(place); /* it was cancelled: that is why */
         guard_impl_panic_error(place, error);
     }
     guard_tx_link(tx, parent);
@@ -109,6 +110,7 @@ guard_tx *guard_tx_open(guard_scope *scope, guard_tx_session *session, const gua
         return guard_tx_open_savepoint(scope, session->tx, NULL, kept, place);
     }
     guard_raise_held();
+    guard_impl_cancel_point(place);
     if (GUARD_IMPL_UNLIKELY(session->poison.code != 0)) {
         guard_tx_raise_poisoned(session, place);
     }
@@ -265,6 +267,8 @@ static int roll_back_part(guard_tx *tx, guard_error *error)
 static int undo(guard_tx *tx, guard_error *error)
 {
     int failed = 0;
+    GUARD_AUTO(mask);
+    guard_mask(mask);
     if (tx->result.outcome == GUARD_OPEN && is_gone(tx->session)) {
         learn_fate(tx->session);
     }
@@ -422,6 +426,9 @@ void guard_tx_commit_at(guard_tx *tx, const guard_place *place)
         return;
     }
     guard_raise_held();
+    guard_impl_cancel_point(place); /* nothing is sent yet; from here on only the adapter's own deadlines count */
+    GUARD_AUTO(mask);
+    guard_mask(mask);
     if (tx->result.outcome != GUARD_OPEN) {
         guard_tx_unlink(tx);
         guard_tx_hooks_run(tx);
@@ -465,5 +472,7 @@ void guard_tx_settle(guard_tx *tx, guard_outcome outcome)
     }
     tx->result.outcome = outcome;
     tx->result.notes |= GUARD_NOTE_RESOLVED;
+    GUARD_AUTO(mask);
+    guard_mask(mask);
     guard_tx_hooks_run(tx);
 }

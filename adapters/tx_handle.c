@@ -12,8 +12,13 @@
 
 #define SPARES_MAX 4 /* a connection seldom nests deeper; each is about 3 KiB */
 
-/* Its address tells threads apart. */
-static __thread char this_thread __attribute__((tls_model("initial-exec")));
+/* Its addresses tell threads apart, and a forked child's from its parent's. */
+static __thread char this_thread[64] __attribute__((tls_model("initial-exec")));
+
+static const void *thread_here(void)
+{
+    return &this_thread[guard_fork_count() % sizeof(this_thread)];
+}
 
 static size_t describe_handle(const void *object, char *text, size_t size);
 
@@ -138,10 +143,10 @@ guard_tx *guard_tx_root(guard_tx *tx)
 void guard_tx_link(guard_tx *tx, guard_tx *parent)
 {
     tx->parent = parent;
-    tx->thread = &this_thread;
+    tx->thread = thread_here();
     tx->linked = 1;
     tx->session->tx = tx;
-    tx->session->thread = &this_thread;
+    tx->session->thread = thread_here();
 }
 
 void guard_tx_unlink(guard_tx *tx)
@@ -234,9 +239,10 @@ int guard_tx_check_thread(const guard_tx *tx, const guard_place *place)
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "the transaction is NULL");
         return 0;
     }
-    if (GUARD_IMPL_UNLIKELY(tx->thread != &this_thread)) {
-        guard_impl_misuse(place, GUARD_MISUSE_THREAD, "the transaction begun at %s:%u belongs to another thread",
-                          tx->place->file, tx->place->line);
+    if (GUARD_IMPL_UNLIKELY(tx->thread != thread_here())) {
+        guard_impl_misuse(place, GUARD_MISUSE_THREAD,
+                          "the transaction begun at %s:%u belongs to another thread or process", tx->place->file,
+                          tx->place->line);
         return 0;
     }
     return 1;

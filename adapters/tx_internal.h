@@ -3,6 +3,8 @@
 #ifndef GUARD_TX_INTERNAL_H
 #define GUARD_TX_INTERNAL_H
 
+#include <guard/guard_cancel.h>
+#include <guard/guard_process.h>
 #include <guard/tx.h>
 
 #define GUARD_TX_NAME_MAX 63

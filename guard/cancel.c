@@ -63,15 +63,16 @@ static bool cancel_is_due(uint32_t attention)
 
 /* ------------------------------------------------------------------------------------------- checkpoints -- */
 
-GUARD_NORETURN static void cancel_raise(uint32_t attention, const guard_place *place)
+static void cancel_describe(uint32_t attention, guard_error *error)
 {
     int signo = guard_cancel_signal();
-    if (!(attention & ATTENTION_CANCEL) && signo != 0) {
-        const char *name = sigabbrev_np(signo);
-        guard_impl_panic(place, GUARD_CANCELLED, ECANCELED, "cancelled by signal %d (%s%s)", signo,
-                         name != NULL ? "SIG" : "real-time", name != NULL ? name : "");
+    if ((attention & ATTENTION_CANCEL) || signo == 0) {
+        guard_error_set(error, GUARD_CANCELLED, ECANCELED, "cancelled");
+        return;
     }
-    guard_impl_panic(place, GUARD_CANCELLED, ECANCELED, "cancelled");
+    const char *name = sigabbrev_np(signo);
+    guard_error_set(error, GUARD_CANCELLED, ECANCELED, "cancelled by signal %d (%s%s)", signo,
+                    name != NULL ? "SIG" : "real-time", name != NULL ? name : "");
 }
 
 /* Takes back the bits that nothing is behind any more, then looks once more, for they may have been set meanwhile. */
@@ -90,17 +91,36 @@ static uint32_t attention_refresh(const guard_limits *limits)
     return __atomic_load_n(&guard_impl_attention, __ATOMIC_SEQ_CST);
 }
 
-void guard_impl_checkpoint_slow(const guard_place *place)
+int guard_impl_checkpoint_error(guard_error *error)
 {
-    guard_stack *stack = guard_stack_here();
-    guard_raise_held();
+    guard_error unread;
+    const guard_stack *stack = guard_stack_own;
+    if (stack == NULL) {
+        return 0; /* no thread that the library knows can be cancelled */
+    }
     guard_limits limits = guard_limits_here(stack);
     uint32_t attention = attention_refresh(&limits);
+    if (error == NULL) {
+        error = &unread;
+    }
     if (!limits.is_masked && cancel_is_due(attention)) {
-        cancel_raise(attention, place);
+        cancel_describe(attention, error);
+        return error->code;
     }
     if (limits.deadline != CLOCK_NEVER && guard_clock() >= limits.deadline) {
-        guard_impl_panic(place, GUARD_TIMEOUT, ETIMEDOUT, "the deadline has passed");
+        guard_error_set(error, GUARD_TIMEOUT, ETIMEDOUT, "the deadline has passed");
+        return error->code;
+    }
+    return 0;
+}
+
+void guard_impl_checkpoint_slow(const guard_place *place)
+{
+    guard_error error;
+    guard_stack_here();
+    guard_raise_held();
+    if (guard_impl_checkpoint_error(&error) != 0) {
+        guard_impl_panic_error(place, &error);
     }
 }
 
@@ -178,9 +198,6 @@ int guard_cancel_descriptor(void)
     }
     int wake = thread->wake;
     pthread_mutex_unlock(&guard_life_lock);
-    if (wake < 0) {
-        guard_panic_os("no descriptor to wait for a cancel with");
-    }
     return wake;
 }
 

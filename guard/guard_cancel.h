@@ -65,6 +65,13 @@ extern "C" {
 #define guard_cancel_point() guard_impl_cancel_point(GUARD_HERE)
 
 /*
+ * For adapters whose functions return errors, and for callbacks of other libraries: what guard_checkpoint would panic with here. Returns 0
+ * when it would not, else the code, with *error filled where it is not NULL. A panic that an automatic close held back is not
+ * looked at. Costs what guard_checkpoint costs.
+ */
+static inline int guard_checkpoint_error(guard_error *error);
+
+/*
  * 1 when a cancel was asked for, also during a signal's grace and inside a mask; else 0. For work that wants to end in its own
  * way before it is ended. Knows nothing of deadlines.
  */
@@ -146,7 +153,7 @@ GUARD_API int guard_masked(void);
 /*
  * For waits of your own: a descriptor of this thread that becomes readable (POLLIN) when a checkpoint would cancel. Poll it beside
  * yours, with guard_remaining_ms as the time; never read or close it; then call guard_checkpoint. -1 inside a mask, which
- * poll ignores: ask again for each wait. Panics with GUARD_OS when there is no descriptor left.
+ * poll ignores: ask again for each wait. Also -1 when there is no descriptor left: then wait in slices, as below.
  */
 GUARD_API int guard_cancel_descriptor(void);
 
@@ -206,6 +213,7 @@ static inline void guard_foreign_close(int state)
 extern GUARD_API __thread uint32_t guard_impl_attention __attribute__((tls_model("initial-exec")));
 
 GUARD_API void guard_impl_checkpoint_slow(const guard_place *place);
+GUARD_API int guard_impl_checkpoint_error(guard_error *error);
 GUARD_API void guard_impl_cancel_point(const guard_place *place);
 GUARD_API int guard_impl_wait(int fd, int events, int64_t own_ms, const guard_place *place);
 
@@ -214,6 +222,14 @@ static inline void guard_impl_checkpoint(const guard_place *place)
     if (GUARD_IMPL_UNLIKELY(__atomic_load_n(&guard_impl_attention, __ATOMIC_RELAXED) != 0)) {
         guard_impl_checkpoint_slow(place);
     }
+}
+
+static inline int guard_checkpoint_error(guard_error *error)
+{
+    if (GUARD_IMPL_UNLIKELY(__atomic_load_n(&guard_impl_attention, __ATOMIC_RELAXED) != 0)) {
+        return guard_impl_checkpoint_error(error);
+    }
+    return 0;
 }
 
 #ifdef __cplusplus

@@ -48,7 +48,12 @@ int guard_impl_wait(int fd, int events, int64_t own_ms, const guard_place *place
         guard_impl_cancel_point(place);
         struct pollfd fds[2] = {{.fd = fd, .events = (short)events},
                                 {.fd = guard_cancel_descriptor(), .events = POLLIN}};
-        int count = wait_until(fds, wait_end(stack, own_end));
+        int64_t end = wait_end(stack, own_end);
+        if (fds[1].fd < 0 && !guard_masked()) { /* no descriptor left */
+            int64_t slice = guard_clock() + GUARD_WAIT_SLICE_MS * 1000000;
+            end = end < slice ? end : slice;
+        }
+        int count = wait_until(fds, end);
         if (count < 0 && errno != EINTR) {
             guard_impl_panic_os(place, "poll");
         }

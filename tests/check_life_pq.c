@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * check_life_pq.c: cancellation, pthread_cancel and fork while PostgreSQL works (behaviour 50, and the cancellation of the core on this
+ * adapter).
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <guard/guard.h>
+#include <guard/guard_cancel.h>
+#include <guard/guard_pq.h>
+#include <guard/guard_process.h>
+
+#include "server.h"
+#include "suite.h"
+
+static int idle_backends(void)
+{
+    return (int)server_number(
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(100)%' AND state = 'active'"
+        " AND pid <> pg_backend_pid()");
+}
+
+static void sleep_with_a_deadline(void *arg)
+{
+    guard_pq *pq = arg;
+    GUARD_AUTO(s);
+    guard_tx *tx = guard_pq_begin(s, pq, NULL);
+    guard_pq_exec(NULL, pq, "INSERT INTO t VALUES (1)");
+    guard_deadline(s, 50);
+    guard_pq_exec(NULL, pq, "SELECT pg_sleep(100)");
+    guard_tx_commit(tx);
+}
+
+START_TEST(a_deadline_cancels_a_running_query_and_the_connection_is_good_afterwards)
+{
+    guard_error error;
+    GUARD_AUTO(s);
+    server_reset();
+    guard_pq *pq = guard_pq_open(s, "", NULL);
+    ck_assert_int_eq(guard_run(sleep_with_a_deadline, pq, &error), ETIMEDOUT);
+    ck_assert_int_eq(error.domain, GUARD_TIMEOUT);
+    ck_assert_int_eq(idle_backends(), 0);
+    ck_assert_int_eq(PQtransactionStatus(guard_pq_raw(pq)), PQTRANS_IDLE);
+    guard_pq_exec(NULL, pq, "INSERT INTO t VALUES (2)");
+    ck_assert_int_eq((int)server_number("SELECT count(*) FROM t"), 1);
+}
+END_TEST
+
+typedef struct work {
+    guard_fn *fn;
+    sem_t ready;
+    guard_error error;
+    int code;
+} work;
+
+static void *work_main(void *arg)
+{
+    work *w = arg;
+    w->code = guard_run(w->fn, w, &w->error);
+    return NULL;
+}
+
+static pthread_t work_start(work *w, guard_fn *fn)
+{
+    pthread_t thread;
+    *w = (work){.fn = fn};
+    sem_init(&w->ready, 0, 0);
+    ck_assert_int_eq(pthread_create(&thread, NULL, work_main, w), 0);
+    while (sem_wait(&w->ready) != 0) {
+    }
+    return thread;
+}
+
+static void sleep_in_a_transaction(void *arg)
+{
+    work *w = arg;
+    GUARD_AUTO(s);
+    guard_pq *pq = guard_pq_open(s, "", NULL);
+    guard_pq_begin(s, pq, NULL);
+    guard_pq_exec(NULL, pq, "INSERT INTO t VALUES (1)");
+    sem_post(&w->ready);
+    guard_pq_exec(NULL, pq, "SELECT pg_sleep(100)");
+}
+
+START_TEST(a_cancel_by_another_thread_ends_a_running_query)
+{
+    work w;
+    server_reset();
+    pthread_t thread = work_start(&w, sleep_in_a_transaction);
+    ck_assert_int_eq(guard_cancel_thread(thread), 1);
+    pthread_join(thread, NULL);
+    ck_assert_int_eq(w.code, ECANCELED);
+    ck_assert_int_eq(w.error.domain, GUARD_CANCELLED);
+    ck_assert_int_eq(idle_backends(), 0);
+    ck_assert_int_eq((int)server_number("SELECT count(*) FROM t"), 0);
+}
+END_TEST
+
+static void insert_until_cancelled(void *arg)
+{
+    work *w = arg;
+    GUARD_AUTO(s);
+    guard_pq *pq = guard_pq_open(s, "", NULL);
+    guard_pq_begin(s, pq, NULL);
+    sem_post(&w->ready);
+    for (;;) {
+        guard_pq_exec(NULL, pq, "INSERT INTO t SELECT coalesce(max(id), 0) + 1 FROM t");
+        guard_cancel_point();
+    }
+}
+
+START_TEST(pthread_cancel_waits_until_libpq_has_returned_and_the_transaction_is_rolled_back)
+{
+    server_reset();
+    for (int i = 0; i < 5; i++) {
+        work w;
+        void *result;
+        pthread_t thread = work_start(&w, insert_until_cancelled);
+        ck_assert_int_eq(pthread_cancel(thread), 0);
+        ck_assert_int_eq(pthread_join(thread, &result), 0);
+        ck_assert_ptr_eq(result, PTHREAD_CANCELED);
+        ck_assert_int_eq((int)server_number("SELECT count(*) FROM t"), 0);
+    }
+}
+END_TEST
+
+static void take_one(void *pool)
+{
+    GUARD_AUTO(s);
+    guard_deadline(s, 30);
+    guard_pq_pool_take(s, pool, -1);
+}
+
+START_TEST(a_deadline_ends_the_wait_for_a_pools_connection)
+{
+    guard_error error;
+    GUARD_AUTO(s);
+    guard_pq_pool *pool = guard_pq_pool_open(s, "", &(guard_pq_pool_options){.max = 1});
+    guard_pq_pool_take(s, pool, -1);
+    ck_assert_int_eq(guard_run(take_one, pool, &error), ETIMEDOUT);
+    ck_assert_int_eq(error.domain, GUARD_TIMEOUT);
+}
+END_TEST
+
+/* ---------------------------------------------------------------------------------------------------- fork -- */
+
+static void use_it(void *pq)
+{
+    guard_pq_exec(NULL, pq, "INSERT INTO t VALUES (99)");
+}
+
+static void do_as_the_child(const char *how, guard_pq *pq)
+{
+    guard_error error;
+    switch (how[0]) {
+    case 'u': /* uses */
+        _exit(guard_run(use_it, pq, &error) != 0 && error.domain == GUARD_MISUSE ? 0 : 10);
+    case 'c': /* closes */
+        guard_pq_close(pq);
+        break;
+    case 'p':
+        guard_panic(1, "in the child");
+    case 'x':
+        exit(0);
+    case 'o': { /* opens a connection of its own, and forks again */
+        GUARD_AUTO(s);
+        guard_pq *own = guard_pq_open(s, "", NULL);
+        guard_pq_exec(NULL, own, "SELECT 1");
+        if (fork() == 0) {
+            guard_pq_close(pq);
+            exit(0);
+        }
+        while (wait(NULL) > 0) {
+        }
+        break;
+    }
+    default:
+        break;
+    }
+}
+
+static void fork_in_a_transaction(void *arg)
+{
+    const char *how = arg;
+    GUARD_AUTO(s);
+    server_reset();
+    guard_pq *pq = guard_pq_open(s, "", NULL);
+    guard_tx *tx = guard_pq_begin(s, pq, NULL);
+    guard_pq_exec(NULL, pq, "INSERT INTO t VALUES (1)");
+    pid_t child = fork();
+    ck_assert_int_ge(child, 0);
+    if (child == 0) {
+        do_as_the_child(how, pq);
+        return;
+    }
+    int status;
+    ck_assert_int_eq(waitpid(child, &status, 0), child);
+    ck_assert_msg(status == 0, "the child that '%s' ended with %x", how, (unsigned)status);
+    ck_assert_int_eq(guard_tx_outcome(tx), GUARD_OPEN);
+    guard_pq_exec(NULL, pq, "INSERT INTO t VALUES (2)");
+    guard_tx_commit(tx);
+}
+
+START_TEST(the_parents_transaction_lives_on_whatever_its_child_does)
+{
+    static const char *const ways[] = {"uses", "closes", "panics", "xits", "opens", "returns"};
+    pid_t parent = getpid();
+    guard_process_init(GUARD_AT_EXIT);
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        guard_error error;
+        int code = guard_run(fork_in_a_transaction, (void *)(uintptr_t)ways[i], &error);
+        if (getpid() != parent) {
+            _exit(0);
+        }
+        ck_assert_msg(code == 0, "%s: %s", ways[i], error.message);
+        ck_assert_int_eq((int)server_number("SELECT count(*) FROM t"), 2);
+    }
+}
+END_TEST
+
+int main(void)
+{
+    const TTest *const tests[] = {
+        a_deadline_cancels_a_running_query_and_the_connection_is_good_afterwards,
+        a_cancel_by_another_thread_ends_a_running_query,
+        pthread_cancel_waits_until_libpq_has_returned_and_the_transaction_is_rolled_back,
+        a_deadline_ends_the_wait_for_a_pools_connection,
+        the_parents_transaction_lives_on_whatever_its_child_does,
+    };
+    return suite_run("life_pq", tests, sizeof tests / sizeof *tests);
+}

@@ -1,0 +1,348 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * check_life_sqlite.c: cancellation, pthread_cancel and fork while SQLite works (behaviour 50, and the cancellation of the core on this
+ * adapter).
+ */
+#include <errno.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <guard/guard.h>
+#include <guard/guard_cancel.h>
+#include <guard/guard_process.h>
+#include <guard/guard_sqlite.h>
+
+#include "database.h"
+#include "suite.h"
+
+#define ENDLESS "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+
+static const char *path;
+static int is_adopted;
+
+static guard_sqlite *open_it(guard_scope *s)
+{
+    return is_adopted ? guard_sqlite_adopt(s, database_raw(path), NULL) : guard_sqlite_open(s, path, NULL);
+}
+
+static void make_table(void)
+{
+    path = database_new("CREATE TABLE t(id INTEGER PRIMARY KEY)");
+}
+
+/* --------------------------------------------------------------------------------------------- cancellation -- */
+
+static void query_with_a_deadline(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    guard_sqlite *db = open_it(s);
+    guard_tx *tx = guard_sqlite_begin(s, db, NULL);
+    guard_sqlite_exec(db, "INSERT INTO t VALUES (1)");
+    guard_deadline(s, 30);
+    guard_sqlite_exec(db, ENDLESS);
+    guard_tx_commit(tx);
+}
+
+START_TEST(a_deadline_ends_a_running_statement_and_its_transaction_is_rolled_back)
+{
+    for (is_adopted = 0; is_adopted < 2; is_adopted++) {
+        make_table();
+        expect_panic(query_with_a_deadline, NULL, GUARD_TIMEOUT, ETIMEDOUT);
+        ck_assert_int_eq(database_number(path, "SELECT count(*) FROM t"), 0);
+        sqlite3 *other = database_raw(path);
+        database_exec(other, "INSERT INTO t VALUES (1)"); /* no lock is left */
+        sqlite3_close(other);
+    }
+}
+END_TEST
+
+typedef struct work {
+    guard_fn *fn;
+    sem_t ready;
+    guard_error error;
+    int code;
+} work;
+
+static void *work_main(void *arg)
+{
+    work *w = arg;
+    w->code = guard_run(w->fn, w, &w->error);
+    return NULL;
+}
+
+static pthread_t work_start(work *w, guard_fn *fn)
+{
+    pthread_t thread;
+    *w = (work){.fn = fn};
+    sem_init(&w->ready, 0, 0);
+    ck_assert_int_eq(pthread_create(&thread, NULL, work_main, w), 0);
+    while (sem_wait(&w->ready) != 0) {
+    }
+    return thread;
+}
+
+static void query_for_ever(void *arg)
+{
+    work *w = arg;
+    GUARD_AUTO(s);
+    guard_sqlite *db = open_it(s);
+    sem_post(&w->ready);
+    guard_sqlite_exec(db, ENDLESS);
+}
+
+START_TEST(a_cancel_by_another_thread_ends_a_running_statement)
+{
+    for (is_adopted = 0; is_adopted < 2; is_adopted++) {
+        work w;
+        make_table();
+        pthread_t thread = work_start(&w, query_for_ever);
+        ck_assert_int_eq(guard_cancel_thread(thread), 1);
+        pthread_join(thread, NULL);
+        ck_assert_int_eq(w.code, ECANCELED);
+        ck_assert_int_eq(w.error.domain, GUARD_CANCELLED);
+    }
+}
+END_TEST
+
+static void wait_for_the_lock(void *arg)
+{
+    work *w = arg;
+    GUARD_AUTO(s);
+    guard_sqlite *db = guard_sqlite_open(s, path, &(guard_sqlite_options){.busy_ms = -1});
+    sem_post(&w->ready);
+    guard_sqlite_begin(s, db, NULL);
+}
+
+START_TEST(a_cancel_ends_the_wait_for_a_lock)
+{
+    work w;
+    make_table();
+    sqlite3 *other = database_raw(path);
+    database_exec(other, "BEGIN IMMEDIATE");
+    pthread_t thread = work_start(&w, wait_for_the_lock);
+    ck_assert_int_eq(guard_cancel_thread(thread), 1);
+    pthread_join(thread, NULL);
+    ck_assert_int_eq(w.error.domain, GUARD_CANCELLED);
+    database_exec(other, "COMMIT");
+    sqlite3_close(other);
+}
+END_TEST
+
+static void cancel_before_the_commit(void *arg)
+{
+    guard_outcome *outcome = arg;
+    GUARD_AUTO(s);
+    guard_sqlite *db = guard_sqlite_open(s, path, NULL);
+    guard_tx *tx = guard_sqlite_begin(s, db, NULL);
+    guard_sqlite_exec(db, "INSERT INTO t VALUES (1)");
+    guard_cancel_thread(pthread_self());
+    *outcome = guard_tx_outcome(tx);
+    guard_tx_commit(tx);
+}
+
+START_TEST(a_cancel_is_looked_at_before_commit_is_sent)
+{
+    guard_outcome outcome;
+    make_table();
+    expect_panic(cancel_before_the_commit, &outcome, GUARD_CANCELLED, ECANCELED);
+    ck_assert_int_eq(outcome, GUARD_OPEN);
+    ck_assert_int_eq(database_number(path, "SELECT count(*) FROM t"), 0);
+}
+END_TEST
+
+static int hook_was_masked;
+
+static void cancel_in_a_hook(void *arg)
+{
+    guard_sqlite *db = arg;
+    guard_cancel_thread(pthread_self());
+    guard_checkpoint();
+    hook_was_masked = guard_masked();
+    guard_sqlite_exec(db, "INSERT INTO t VALUES (2)");
+}
+
+static void commit_with_a_hook(void *arg)
+{
+    guard_outcome *outcome = arg;
+    GUARD_AUTO(s);
+    guard_sqlite *db = guard_sqlite_open(s, path, NULL);
+    guard_tx *tx = guard_sqlite_begin(s, db, NULL);
+    guard_sqlite_exec(db, "INSERT INTO t VALUES (1)");
+    guard_tx_on_commit(tx, cancel_in_a_hook, db);
+    guard_tx_commit(tx);
+    *outcome = guard_tx_outcome(tx);
+    guard_checkpoint();
+}
+
+START_TEST(commit_and_its_hooks_are_masked)
+{
+    guard_outcome outcome;
+    make_table();
+    expect_panic(commit_with_a_hook, &outcome, GUARD_CANCELLED, ECANCELED);
+    ck_assert_int_eq(outcome, GUARD_COMMITTED);
+    ck_assert_int_eq(hook_was_masked, 1);
+    ck_assert_int_eq(database_number(path, "SELECT count(*) FROM t"), 2);
+}
+END_TEST
+
+/* -------------------------------------------------------------------------------------------- pthread_cancel -- */
+
+static void insert_until_cancelled(void *arg)
+{
+    work *w = arg;
+    GUARD_AUTO(s);
+    guard_sqlite *db = guard_sqlite_open(s, path, NULL);
+    guard_tx *tx = guard_sqlite_begin(s, db, NULL);
+    (void)tx;
+    sem_post(&w->ready);
+    for (;;) {
+        guard_sqlite_exec(db, "INSERT INTO t(id) VALUES (NULL)");
+        guard_cancel_point();
+    }
+}
+
+/* Were it delivered inside SQLite, its locks would stay locked and the close below hang. */
+START_TEST(pthread_cancel_waits_until_sqlite_has_returned_and_leaves_no_lock)
+{
+    for (int i = 0; i < 20; i++) {
+        work w;
+        void *result;
+        make_table();
+        pthread_t thread = work_start(&w, insert_until_cancelled);
+        ck_assert_int_eq(pthread_cancel(thread), 0);
+        ck_assert_int_eq(pthread_join(thread, &result), 0);
+        ck_assert_ptr_eq(result, PTHREAD_CANCELED);
+        sqlite3 *other = database_raw(path);
+        database_exec(other, "INSERT INTO t VALUES (1)");
+        ck_assert_int_eq(database_number_on(other, "SELECT count(*) FROM t"), 1);
+        database_check(other);
+        sqlite3_close(other);
+    }
+}
+END_TEST
+
+/* ---------------------------------------------------------------------------------------------------- fork -- */
+
+typedef struct inheritance {
+    guard_sqlite *db;
+    guard_tx *tx;
+} inheritance;
+
+static void use_it(void *arg)
+{
+    guard_sqlite_exec(((inheritance *)arg)->db, "INSERT INTO t VALUES (99)");
+}
+
+static void commit_it(void *arg)
+{
+    guard_tx_commit(((inheritance *)arg)->tx);
+}
+
+static void roll_it_back(void *arg)
+{
+    guard_tx_rollback(((inheritance *)arg)->tx);
+}
+
+static void begin_on_it(void *arg)
+{
+    GUARD_AUTO(s);
+    guard_sqlite_begin(s, ((inheritance *)arg)->db, NULL);
+}
+
+static void open_the_file(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    guard_sqlite_open(s, path, NULL);
+}
+
+static void do_as_the_child(const char *how, inheritance *held)
+{
+    guard_error error;
+    static guard_fn *const refused[] = {use_it, commit_it, roll_it_back, begin_on_it, open_the_file};
+    switch (how[0]) {
+    case 'r': /* refused */
+        for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+            if (guard_run(refused[i], held, &error) == 0 || error.domain != GUARD_MISUSE) {
+                _exit(10 + (int)i);
+            }
+        }
+        _exit(0);
+    case 'c': /* closes */
+        guard_sqlite_close(held->db);
+        break;
+    case 'p':
+        guard_panic(1, "in the child");
+    case 'x':
+        exit(0);
+    case 'f': /* forks again */
+        if (fork() == 0) {
+            guard_sqlite_close(held->db);
+            exit(0);
+        }
+        while (wait(NULL) > 0) {
+        }
+        break;
+    default:
+        break;
+    }
+}
+
+static void fork_in_a_transaction(void *arg)
+{
+    const char *how = arg;
+    GUARD_AUTO(s);
+    inheritance held = {.db = open_it(s)};
+    held.tx = guard_sqlite_begin(s, held.db, NULL);
+    guard_sqlite_exec(held.db, "INSERT INTO t VALUES (1)");
+    pid_t child = fork();
+    ck_assert_int_ge(child, 0);
+    if (child == 0) {
+        do_as_the_child(how, &held);
+        return;
+    }
+    int status;
+    ck_assert_int_eq(waitpid(child, &status, 0), child);
+    ck_assert_msg(status == 0, "the child that '%s' ended with %x", how, (unsigned)status);
+    ck_assert_int_eq(guard_tx_outcome(held.tx), GUARD_OPEN);
+    guard_sqlite_exec(held.db, "INSERT INTO t VALUES (2)");
+    guard_tx_commit(held.tx);
+}
+
+START_TEST(the_parents_transaction_lives_on_whatever_its_child_does)
+{
+    static const char *const ways[] = {"refused", "closes", "panics", "xits", "forks", "returns"};
+    pid_t parent = getpid();
+    guard_process_init(GUARD_AT_EXIT);
+    for (is_adopted = 0; is_adopted < 2; is_adopted++) {
+        for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+            make_table();
+            guard_error error;
+            int code = guard_run(fork_in_a_transaction, (void *)(uintptr_t)ways[i], &error);
+            if (getpid() != parent) {
+                _exit(0);
+            }
+            ck_assert_msg(code == 0, "%s: %s", ways[i], error.message);
+            ck_assert_int_eq(database_number(path, "SELECT count(*) FROM t"), 2);
+        }
+    }
+}
+END_TEST
+
+int main(void)
+{
+    const TTest *const tests[] = {
+        a_deadline_ends_a_running_statement_and_its_transaction_is_rolled_back,
+        a_cancel_by_another_thread_ends_a_running_statement,
+        a_cancel_ends_the_wait_for_a_lock,
+        a_cancel_is_looked_at_before_commit_is_sent,
+        commit_and_its_hooks_are_masked,
+        pthread_cancel_waits_until_sqlite_has_returned_and_leaves_no_lock,
+        the_parents_transaction_lives_on_whatever_its_child_does,
+    };
+    return suite_run("life_sqlite", tests, sizeof tests / sizeof *tests);
+}
