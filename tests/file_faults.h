@@ -34,11 +34,9 @@ void faults_lose(const char *call, int error);
 /* How many descriptors are open. */
 int descriptors_open(void);
 
-/* A new directory, the working directory of this process from now on; `scratch_leave` removes it (also at
- * exit). It is in $TMPDIR, else in memory where there is /dev/shm: thousands of fsync on a busy disk take
- * minutes. */
+/* A new directory, the working directory of this process from now on, removed when it or the program ends. It is in
+ * $TMPDIR, else in memory where there is /dev/shm: thousands of fsync on a busy disk take minutes. */
 const char *scratch_enter(void);
-void scratch_leave(void);
 
 /* Whole small files, without the library. */
 void file_put(const char *path, const char *text);
