@@ -76,9 +76,11 @@ void server_wait(const char *sql, int64_t wanted)
     ck_abort_msg("%s is %lld, not %lld", sql, (long long)found, (long long)wanted);
 }
 
+/* A test that failed may have left the server waiting for a standby that is not there. */
 void server_reset(void)
 {
     server_run(
+        "SET LOCAL synchronous_commit = local;"
         "DROP TABLE IF EXISTS t, public.guard_marker;"
         "CREATE TABLE t(id integer PRIMARY KEY, note text);"
         "CREATE TABLE public.guard_marker(session uuid NOT NULL, seq bigint NOT NULL, fenced boolean NOT NULL DEFAULT "
