@@ -89,6 +89,9 @@ static int begin(load_run *run, guard_scope *scope, load_job *load)
             progress_say(run->progress, "%s goes on at line %" PRIu64, name, known.at.line);
         }
     } else if (run->driver->find_unfinished(run->target, scope, source_path(load->source), &known)) {
+        if (strcmp(known.digest, source_digest(load->source)) == 0) {
+            return begin(run, scope, load); /* another loader has begun it since */
+        }
         guard_panic(EXIT_FAILED,
                     "%s has new content, and %" PRIu64 " rows of its former one were loaded, which is unfinished; "
                     "--forget drops that, its rows stay",

@@ -25,9 +25,18 @@ typedef struct load_program {
     int status; /* of a run that did not panic */
     int json;   /* the totals are to be printed */
     double began;
-    const char *database; /* once the command line is read */
+    const char *database; /* SQLite, once the command line is read */
     load_totals totals;
 } load_program;
+
+static const target_driver *postgres_driver(void)
+{
+#ifdef LOAD_WITH_PQ
+    return &pq_driver;
+#else
+    guard_panic(EXIT_USAGE, "this guard-load is built without PostgreSQL");
+#endif
+}
 
 static void show_status(const load_options *options, const target_driver *driver)
 {
@@ -40,8 +49,8 @@ static void run(void *arg)
     load_program *program = arg;
     GUARD_AUTO(s);
     const load_options *options = options_read(s, program->argc, program->argv);
-    const target_driver *driver = &sqlite_driver;
-    program->database = options->database;
+    const target_driver *driver = options->postgres ? postgres_driver() : &sqlite_driver;
+    program->database = options->postgres ? NULL : options->database; /* a conninfo may hold a password */
     switch (options->action) {
     case ACTION_HELP:
         fputs(options_help, stdout);
@@ -59,6 +68,7 @@ static void run(void *arg)
         break;
     case ACTION_LOAD:
         program->json = options->json;
+        program->totals.workers = options->workers;
         stop_on_signals();
         program->status = load_files(options, driver, &program->totals);
         break;
@@ -76,7 +86,7 @@ static int explain(const load_program *program, const guard_error *error)
         fprintf(stderr, "guard-load: %s (see guard-load --help)\n", error->message);
         return EXIT_USAGE;
     }
-    int by_database = error->domain == GUARD_SQLITE || error->domain == GUARD_TX;
+    int by_database = program->database != NULL && (error->domain == GUARD_SQLITE || error->domain == GUARD_TX);
     if (by_database && strstr(error->message, program->database) == NULL) {
         fprintf(stderr, "guard-load: database %s: %s\n", program->database, error->message);
     } else {

@@ -13,7 +13,8 @@ const char options_help[] =
     "Usage: guard-load [--db URI] --into TABLE [OPTION...] FILE.csv...\n"
     "Loads CSV files into a database table, each good row exactly once, also when it is killed and run again.\n"
     "\n"
-    "  --db URI           sqlite:PATH (default: sqlite:guard-load.db)\n"
+    "  --db URI           sqlite:PATH (default: sqlite:guard-load.db), or for PostgreSQL postgresql://... or\n"
+    "                     'host=... dbname=...', as psql takes it\n"
     "  --into TABLE       the table\n"
     "  --schema FILE.sql  run first, in a transaction of its own, when TABLE does not exist\n"
     "  --batch N          rows in one transaction (default: 10000)\n"
@@ -25,6 +26,8 @@ const char options_help[] =
     "                     With --no-header A is the field's number, and every field is named\n"
     "  --null TEXT        a field that is NULL (default: the empty field; \"\" in quotes is an empty text)\n"
     "  --max-row BYTES    longest row (default: 1048576)\n"
+    "  --workers N        PostgreSQL: load with so many connections at a time (default: 1)\n"
+    "  --retry-for S      PostgreSQL: seconds for which a lost connection is made anew (default: 30)\n"
     "  --again            load a file that is already complete once more\n"
     "  --forget           forget how far the files came, so that they load from the start; their rows stay\n"
     "  --status           say what was loaded into TABLE, from which file, how far, how many rejects\n"
@@ -48,6 +51,8 @@ enum {
     OPTION_MAP,
     OPTION_NULL,
     OPTION_MAX_ROW,
+    OPTION_WORKERS,
+    OPTION_RETRY_FOR,
     OPTION_AGAIN,
     OPTION_FORGET,
     OPTION_STATUS,
@@ -69,6 +74,8 @@ static const struct option long_options[] = {{"db", required_argument, NULL, OPT
                                              {"map", required_argument, NULL, OPTION_MAP},
                                              {"null", required_argument, NULL, OPTION_NULL},
                                              {"max-row", required_argument, NULL, OPTION_MAX_ROW},
+                                             {"workers", required_argument, NULL, OPTION_WORKERS},
+                                             {"retry-for", required_argument, NULL, OPTION_RETRY_FOR},
                                              {"again", no_argument, NULL, OPTION_AGAIN},
                                              {"forget", no_argument, NULL, OPTION_FORGET},
                                              {"status", no_argument, NULL, OPTION_STATUS},
@@ -106,11 +113,19 @@ static char read_delimiter(const char *text)
     return (char)c;
 }
 
+/* As libpq tells a connection string from a database's name. */
+static int is_postgres(const char *uri)
+{
+    return strncmp(uri, "postgresql://", 13) == 0 || strncmp(uri, "postgres://", 11) == 0 || strchr(uri, '=') != NULL;
+}
+
 static const char *read_database(const char *uri)
 {
     static const char scheme[] = "sqlite:";
     if (strncmp(uri, scheme, sizeof scheme - 1) != 0) {
-        guard_panic(EXIT_USAGE, "--db takes sqlite:PATH, not \"%s\"", uri);
+        /* Not more of it than its scheme: there may be a password behind. */
+        guard_panic(EXIT_USAGE, "--db takes sqlite:PATH or postgresql://..., not \"%.*s\"", (int)strcspn(uri, ":"),
+                    uri);
     }
     const char *path = uri + sizeof scheme - 1;
     if (*path == '\0') {
@@ -151,7 +166,8 @@ static void take_option(guard_scope *scope, load_options *o, int option, char **
 {
     switch (option) {
     case OPTION_DB:
-        o->database = read_database(optarg);
+        o->postgres = strncmp(optarg, "sqlite:", 7) != 0 && is_postgres(optarg);
+        o->database = o->postgres ? optarg : read_database(optarg);
         break;
     case OPTION_INTO:
         o->table = optarg;
@@ -182,6 +198,12 @@ static void take_option(guard_scope *scope, load_options *o, int option, char **
         break;
     case OPTION_MAX_ROW:
         o->max_row = (size_t)read_number("--max-row", optarg, 1, 1000000000);
+        break;
+    case OPTION_WORKERS:
+        o->workers = read_number("--workers", optarg, 1, 64);
+        break;
+    case OPTION_RETRY_FOR:
+        o->retry_for = read_number("--retry-for", optarg, 0, 1000000);
         break;
     case OPTION_AGAIN:
         o->again = 1;
@@ -223,6 +245,9 @@ static void check_together(const load_options *o)
     if (o->file_count == 0 && o->action != ACTION_STATUS) {
         guard_panic(EXIT_USAGE, "no FILE is named");
     }
+    if (o->workers > 1 && !o->postgres) {
+        guard_panic(EXIT_USAGE, "--workers is for PostgreSQL: SQLite has one writer at a time");
+    }
     size_t dashes = 0;
     for (size_t i = 0; i < o->file_count; i++) {
         dashes += strcmp(o->files[i], "-") == 0;
@@ -245,6 +270,8 @@ load_options *options_read(guard_scope *scope, int argc, char **argv)
     o->null_text = "";
     o->batch = 10000;
     o->max_rejects = UINT64_MAX;
+    o->workers = 1;
+    o->retry_for = 30;
     o->max_row = 1024 * 1024;
     o->delimiter = ',';
     opterr = 0;

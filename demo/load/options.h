@@ -27,7 +27,10 @@ typedef enum load_action { ACTION_LOAD, ACTION_STATUS, ACTION_FORGET, ACTION_HEL
 
 typedef struct load_options {
     load_action action;
-    const char *database; /* a path */
+    const char *database; /* a path; of PostgreSQL, what libpq takes */
+    int postgres;
+    uint64_t workers;
+    uint64_t retry_for; /* seconds */
     const char *table;
     const char *schema;  /* NULL: none */
     const char *rejects; /* NULL: none */

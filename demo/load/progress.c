@@ -114,6 +114,14 @@ void progress_move(load_progress *p, uint64_t offset, uint64_t rows)
     if (p->quiet || p->calls++ % LOOK_EVERY != 0) {
         return;
     }
+    progress_look(p, offset, rows);
+}
+
+void progress_look(load_progress *p, uint64_t offset, uint64_t rows)
+{
+    if (p->quiet) {
+        return;
+    }
     double time = clock_seconds();
     if (time >= p->next) {
         p->next = time + (p->terminal ? BAR_SECONDS : LINE_SECONDS);

@@ -20,6 +20,9 @@ void progress_begin(load_progress *progress, const char *what, const char *name,
 /* It came to `offset`, with so many rows since progress_begin. Cheap enough to be called for every row. */
 void progress_move(load_progress *progress, uint64_t offset, uint64_t rows);
 
+/* The same for many rows at once: always looks at the clock. */
+void progress_look(load_progress *progress, uint64_t offset, uint64_t rows);
+
 /* A line of its own. Takes the bar away first. */
 void progress_say(load_progress *progress, const char *format, ...) GUARD_PRINTF(2, 3);
 

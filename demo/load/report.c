@@ -56,10 +56,11 @@ static void print_json(json_t *json)
 void report_totals(const load_totals *t, double seconds)
 {
     GUARD_AUTO(s);
-    json_t *json = checked(json_pack("{s:I, s:I, s:I, s:I, s:I, s:b, s:f, s:s}", "files", (json_int_t)t->files,
-                                     "rows_read", (json_int_t)t->read, "rows_loaded", (json_int_t)t->loaded,
-                                     "rows_rejected", (json_int_t)t->rejected, "batches", (json_int_t)t->batches,
-                                     "resumed", t->resumed, "seconds", seconds, "outcome", t->outcome));
+    json_t *json = checked(json_pack(
+        "{s:I, s:I, s:I, s:I, s:I, s:b, s:I, s:I, s:I, s:f, s:s}", "files", (json_int_t)t->files, "rows_read",
+        (json_int_t)t->read, "rows_loaded", (json_int_t)t->loaded, "rows_rejected", (json_int_t)t->rejected, "batches",
+        (json_int_t)t->batches, "resumed", t->resumed, "workers", (json_int_t)t->workers, "retries",
+        (json_int_t)t->retries, "resolved", (json_int_t)t->resolved, "seconds", seconds, "outcome", t->outcome));
     guard_defer(s, release_json, json);
     print_json(json);
 }

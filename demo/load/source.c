@@ -158,6 +158,16 @@ void source_identify(load_source *source, source_progress_fn *progress, void *ar
     source_check_unchanged(source);
 }
 
+load_source *source_share(guard_scope *scope, const load_source *source)
+{
+    load_source *shared = guard_memory_allocate_array(scope, 1, sizeof *shared, NULL);
+    *shared = *source;
+    shared->chunk = guard_memory_allocate(scope, CHUNK, NULL);
+    sha256_init(&shared->hash);
+    shared->hashed = 0;
+    return shared;
+}
+
 /* Hashes what lies before `offset` and was not given out: what an earlier run loaded. */
 static void hash_up_to(load_source *source, uint64_t offset)
 {
@@ -207,6 +217,7 @@ void source_check_unchanged(const load_source *source)
 
 void source_check_content(load_source *source)
 {
+    hash_up_to(source, source_size(source));
     /* Of a copy: the last batch may be tried more than once. */
     struct sha256_ctx hash = source->hash;
     char digest[SOURCE_DIGEST + 1];

@@ -31,6 +31,9 @@ typedef void source_progress_fn(void *arg, uint64_t done, uint64_t size);
 /* Hashes the content. Panics with GUARD_CANCELLED on a stop signal. */
 void source_identify(load_source *source, source_progress_fn *progress, void *arg);
 
+/* The same open file, once identified, for another thread: its content is hashed anew. Belongs to the scope; must not outlive `source`. */
+load_source *source_share(guard_scope *scope, const load_source *source);
+
 /* As the user named it. */
 const char *source_name(const load_source *source);
 
@@ -52,7 +55,7 @@ size_t source_read(void *arg, uint64_t offset, char *buffer, size_t size);
 /* Panics when its size or modification time is another than when it was hashed. */
 void source_check_unchanged(const load_source *source);
 
-/* After the reader has seen the end: panics when the content is not the one that was hashed. */
+/* Hashes what source_read has not, and panics when the content is not the one that was identified. */
 void source_check_content(load_source *source);
 
 #endif

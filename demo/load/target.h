@@ -2,11 +2,13 @@
 /*
  * target.h: the database that is loaded into.
  *
- * Beside the user's table the loader keeps two of its own there, so that rows, how far a file came, and its rejected rows are
+ * Beside the user's table the loader keeps some of its own there, so that rows, how far a file came, and its rejected rows are
  * committed together:
  *
  *     guard_load_file     a record for each file's content and table: how far it was loaded, with which options
  *     guard_load_reject   the rejected rows of each record
+ *
+ * and in PostgreSQL guard_load_chunk, the parts of a file that are loaded or are still to be.
  *
  * One driver for each kind of database.
  */
@@ -54,6 +56,9 @@ typedef struct load_totals {
     uint64_t rejected;
     uint64_t batches;
     int resumed;
+    uint64_t workers;
+    uint64_t retries;  /* transactions run again: a deadlock, a lost connection */
+    uint64_t resolved; /* COMMITs whose answer was lost, found committed */
     const char *outcome; /* of what was tried last: "committed", "rolled_back" or "in_doubt" */
 } load_totals;
 
@@ -115,5 +120,6 @@ typedef struct target_driver {
 } target_driver;
 
 extern const target_driver sqlite_driver;
+extern const target_driver pq_driver; /* where guard-load is built with libpq */
 
 #endif

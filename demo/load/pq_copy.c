@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * COPY takes all of its rows or none, and it names the bad row only where it fails on the row itself: not for a foreign key, which
+ * is looked at when all rows are in. So rows go in by tries, each in a savepoint, of a window that follows what is found:
+ *
+ *     the try succeeds            the window doubles
+ *     it fails, no row is named   the window halves
+ *     it fails at a named row     the rows before it, then that row alone
+ *     it fails, one row           the row is rejected
+ *
+ * A row is rejected for an error of its own only: what names it is a hint, and costs a good row nothing when it is wrong.
+ * Each row is sent a few times at most, however many are bad.
+ *
+ * Measured, a chunk of 10,000 rows with a foreign key, evenly spread bad rows, one run each on a busy machine, seconds:
+ *
+ *     bad rows                               0     1     10    100   1000  5000
+ *     no value of the type, row named       0.10  0.14  0.20  0.25  1.1   3.9
+ *     the same, by halving alone            0.27  0.33  0.54  0.78  3.1   3.9
+ *     foreign key, which names no row       0.14  0.20  0.49  0.95  5.4   6.0
+ *
+ * A staging table would have to tell apart in SQL what every type, constraint and trigger of the table refuses; PostgreSQL 15 has
+ * nothing that asks a type without raising its error.
+ */
+#include "pq_target.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistr.h>
+
+/* A row that the server took and did not keep. */
+#define IGNORED_BY_TRIGGER "a trigger of the table ignored the row"
+#define IGNORED_CODE 1
+
+/* ------------------------------------------------------------------------------------------- what failed -- */
+
+int pq_copy_is_row_fault(const guard_error *error)
+{
+    /* https://www.postgresql.org/docs/15/errcodes-appendix.html: of the data, of constraints, of views, of limits, of functions. */
+    static const char *const classes[] = {"22", "23", "44", "54", "P0", "38", "39", "2F"};
+    if (error->domain == GUARD_USER && error->code == IGNORED_CODE && strcmp(error->message, IGNORED_BY_TRIGGER) == 0) {
+        return 1;
+    }
+    for (size_t i = 0; error->domain == GUARD_PQ && i < sizeof classes / sizeof *classes; i++) {
+        if (strncmp(error->sqlstate, classes[i], 2) == 0) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static const char *reject_code(const char *state)
+{
+    static const struct {
+        const char *state;
+        const char *code;
+    } codes[] = {{"23502", "not_null"}, {"23503", "foreign_key"}, {"23505", "unique"},
+                 {"23514", "check"},    {"23", "constraint"},     {"44", "check"},
+                 {"22021", "encoding"}, {"22", "type"},           {"54", "too_long"}};
+    for (size_t i = 0; i < sizeof codes / sizeof *codes; i++) {
+        if (strncmp(state, codes[i].state, strlen(codes[i].state)) == 0) {
+            return codes[i].code;
+        }
+    }
+    return "trigger";
+}
+
+void pq_copy_reject(pq_worker *w, size_t row, const guard_error *error)
+{
+    char reason[sizeof error->message + sizeof error->detail + 4];
+    snprintf(reason, sizeof reason, "%s%s%s%s", error->message, *error->detail != '\0' ? " (" : "", error->detail,
+             *error->detail != '\0' ? ")" : "");
+    /* What was cut to fit may end within a character. */
+    const uint8_t *bad = u8_check((const uint8_t *)reason, strlen(reason));
+    if (bad != NULL) {
+        reason[bad - (const uint8_t *)reason] = '\0';
+    }
+    pq_reject_add(w, w->chunk.places[row], reject_code(error->sqlstate), reason);
+}
+
+/* The row of the COPY, from 0, that the latest error's CONTEXT names, or -1. The text around it may be the row's own. */
+static long named_row(guard_pq *pq, const char *relation)
+{
+    size_t length = strlen(relation);
+    for (const char *line = guard_pq_error_context(pq); line != NULL; line = strchr(line, '\n')) {
+        line += *line == '\n';
+        if (strncmp(line, "COPY ", 5) == 0 && strncmp(line + 5, relation, length) == 0 &&
+            strncmp(line + 5 + length, ", line ", 7) == 0) {
+            return strtol(line + 5 + length + 7, NULL, 10) - 1;
+        }
+    }
+    return -1;
+}
+
+/* ------------------------------------------------------------------------------------------------- one try -- */
+
+void pq_copy_put(pq_worker *w, size_t from, size_t to)
+{
+    const pq_chunk *chunk = &w->chunk;
+    GUARD_AUTO(s);
+    guard_pq_copy *copy = guard_pq_copy_in(s, w->link->pq, w->target->copy);
+    guard_pq_copy_put(copy, chunk->text + chunk->begins[from], chunk->begins[to] - chunk->begins[from]);
+    if ((size_t)guard_pq_copy_end(copy) != to - from) {
+        guard_panic(IGNORED_CODE, "%s", IGNORED_BY_TRIGGER);
+    }
+}
+
+void pq_copy_check(pq_worker *w)
+{
+    guard_pq_exec(NULL, w->link->pq, "SET CONSTRAINTS ALL IMMEDIATE");
+}
+
+static void run_try(guard_tx *tx, void *arg)
+{
+    pq_try *attempt = arg;
+    (void)tx;
+    attempt->checking = 0;
+    pq_copy_put(attempt->worker, attempt->from, attempt->to);
+    if (attempt->check) {
+        attempt->checking = 1;
+        pq_copy_check(attempt->worker);
+        guard_pq_exec(NULL, attempt->worker->link->pq, "SET CONSTRAINTS ALL DEFERRED");
+    }
+}
+
+int pq_copy_try(pq_try *attempt, guard_tx *tx)
+{
+    pq_worker *w = attempt->worker;
+    attempt->hint = attempt->to;
+    if (guard_tx_nested(tx, run_try, attempt, &attempt->result) == GUARD_RELEASED) {
+        return 1;
+    }
+    if (!pq_copy_is_row_fault(&attempt->result.error)) {
+        guard_panic_error(&attempt->result.error);
+    }
+    long row = attempt->checking ? -1 : named_row(w->link->pq, w->target->relation);
+    if (row >= 0 && (size_t)row < attempt->to - attempt->from) {
+        attempt->hint = attempt->from + (size_t)row;
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------------------------------------ all rows -- */
+
+void pq_copy_rows(pq_worker *w, guard_tx *tx)
+{
+    pq_try attempt = {.worker = w};
+    size_t count = w->chunk.count;
+    size_t window = count;
+    size_t named = count; /* this row was named */
+    while (attempt.from < count) {
+        size_t left = count - attempt.from;
+        size_t rows = attempt.from == named ? 1 : window;
+        attempt.to = attempt.from + (rows < left ? rows : left);
+        if (pq_copy_try(&attempt, tx)) {
+            w->loaded += attempt.to - attempt.from;
+            attempt.from = attempt.to;
+            window = window < count ? window * 2 : window;
+        } else if (attempt.to - attempt.from == 1) {
+            pq_copy_reject(w, attempt.from, &attempt.result.error);
+            attempt.from = attempt.to;
+        } else if (attempt.hint < attempt.to) {
+            named = attempt.hint;
+            window = named > attempt.from ? named - attempt.from : 1;
+        } else {
+            window = (attempt.to - attempt.from) / 2;
+        }
+    }
+}

@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * pq_target.h: what the parts of the PostgreSQL driver share.
+ *
+ *     pq_target.c    the schema, the table and its columns
+ *     pq_link.c      a connection that is made anew when it is lost
+ *     pq_record.c    the loader's own three tables
+ *     pq_rows.c      a chunk's rows, as COPY takes them
+ *     pq_copy.c      rows into the table, and which of them it refuses
+ *     pq_deferred.c  the same where a constraint is checked late
+ *     pq_worker.c    chunks cut, claimed and committed, by one worker or several
+ */
+#ifndef LOAD_PQ_TARGET_H
+#define LOAD_PQ_TARGET_H
+
+#include <guard/guard.h>
+#include <guard/guard_pq.h>
+
+#include "target.h"
+
+/* ------------------------------------------------------------------------------------------------- the link -- */
+
+typedef struct pq_link {
+    guard_scope *scope;
+    const char *conninfo;
+    double retry_for; /* seconds */
+    guard_pq *pq;     /* NULL while it is lost */
+    uint64_t retries; /* transactions run again */
+    uint64_t resolved;
+} pq_link;
+
+/* Connects, for the scope. Panics where that cannot be at once. */
+pq_link *pq_link_open(guard_scope *scope, const char *conninfo, double retry_for);
+
+/* One more to a server that was there already: tries for retry_for seconds. */
+pq_link *pq_link_open_again(guard_scope *scope, const char *conninfo, double retry_for);
+
+/*
+ * Runs fn(tx, arg) in a transaction until it is committed, or rolled back by something else than a connection that is lost
+ * or a deadlock. A lost connection is made anew for retry_for seconds. With a probe a lost answer to COMMIT is resolved;
+ * without one the body must bear to be run once more after it was committed.
+ */
+guard_outcome pq_link_transact(pq_link *link, guard_tx_fn *fn, void *arg, const char *probe, const char *probe_key,
+                               guard_result *result);
+
+/* The same for a body that must commit: panics with its error. */
+void pq_link_run(pq_link *link, guard_tx_fn *fn, void *arg);
+
+/* -------------------------------------------------------------------------------------------------- target -- */
+
+typedef struct pq_reject {
+    load_position at;
+    const char *code;
+    const char *reason;
+    const char *raw; /* of those that are given up */
+    size_t raw_size;
+} pq_reject;
+
+typedef struct pq_rejects {
+    guard_scope *scope; /* of the list and its texts */
+    guard_ticket ticket;
+    pq_reject *list;
+    size_t count;
+    size_t room;
+} pq_rejects;
+
+struct load_target {
+    const load_options *options;
+    pq_link *link;
+    const char *table;    /* schema.table */
+    const char *quoted;   /* as SQL */
+    const char *relation; /* without its schema, as COPY's CONTEXT has it */
+    const char *oid;
+    load_column *columns;
+    size_t column_count;
+    int refers_to_itself;
+
+    /* For the file that is being loaded. */
+    const char *copy;
+    guard_scope *scope;
+    const char
+        *given_up_digest; /* --max-rejects: the rejects of the chunk that was rolled back, in the order of lines */
+    pq_reject *given_up;
+    size_t given_up_count;
+};
+
+/* ------------------------------------------------------------------------------------- the loader's tables -- */
+
+/* 1 when the database has them. */
+int pq_record_exist(load_target *target);
+void pq_record_install(load_target *target);
+
+/* Part of target_driver. */
+int pq_record_find(load_target *target, guard_scope *scope, const char *digest, load_record *record);
+int pq_record_find_unfinished(load_target *target, guard_scope *scope, const char *path, load_record *record);
+void pq_record_each(load_target *target, target_record_fn *fn, void *arg);
+void pq_reject_each(load_target *target, const char *digest, target_reject_fn *fn, void *arg);
+void pq_record_forget(load_target *target, const char *digest);
+
+/* Begins a round of the file, unless another worker has. */
+void pq_record_begin(load_target *target, const load_record *record);
+
+/* `number` as a parameter; the text is the scope's. */
+const char *pq_number(guard_scope *scope, uint64_t number);
+
+/* Runs SQL with text parameters. */
+PGresult *pq_query(guard_scope *scope, guard_pq *pq, const char *sql, int count, const char *const *values);
+
+uint64_t pq_value(const PGresult *result, int row, int column);
+
+/* -------------------------------------------------------------------------------------------------- chunks -- */
+
+/* A chunk of the file and its rows. */
+typedef struct pq_chunk {
+    uint64_t number;
+    load_position at;
+    uint64_t end; /* offset */
+    uint64_t read;
+
+    char *text; /* the sound rows as COPY's text format */
+    size_t text_size;
+    size_t text_room;
+    guard_ticket text_ticket;
+    size_t *begins; /* of each row in text, and of the end */
+    load_position *places;
+    size_t count;
+    size_t room;
+    guard_ticket begins_ticket;
+    guard_ticket places_ticket;
+} pq_chunk;
+
+/* What loads chunks, one in each thread. */
+typedef struct pq_worker {
+    struct pq_team *team;
+    guard_scope *scope;
+    load_target *target;  /* shared: read only */
+    const load_job *load; /* shared: read only */
+    pq_link *link;
+    load_source *source;
+    load_reader *reader;
+    int leads; /* moves the progress bar */
+    pq_chunk chunk;
+    pq_rejects rejects; /* of the try under way */
+    uint64_t loaded;    /* in the try under way */
+    uint64_t chunks_seen;
+    char token[40];
+    uint64_t tokens;
+    int claimed;
+    int checking; /* the rows are in, and constraints are checked late */
+    int complete;
+    int waits; /* other workers have the chunks that are left */
+} pq_worker;
+
+/* Reads the chunk's rows; those that are no rows of the plan are rejected. */
+void pq_rows_read(pq_worker *worker);
+
+void pq_reject_add(pq_worker *worker, load_position at, const char *code, const char *reason);
+
+/* Puts the chunk's rows into the table, in the transaction; those that it refuses are rejected. */
+void pq_copy_rows(pq_worker *worker, guard_tx *tx);
+
+/* The same where rows are checked late. */
+void pq_deferred_rows(pq_worker *worker, guard_tx *tx);
+
+/* One try to put rows `from` up to `to` into the table. */
+typedef struct pq_try {
+    pq_worker *worker;
+    size_t from;
+    size_t to;
+    int check;    /* also the constraints that are checked late */
+    int checking; /* it failed there */
+    size_t hint;  /* the row that the server named; `to` for none */
+    guard_result result;
+} pq_try;
+
+/* 1, or 0 with nothing done. Panics where it is not a row's fault. */
+int pq_copy_try(pq_try *attempt, guard_tx *tx);
+
+/* Rows without a savepoint of their own. */
+void pq_copy_put(pq_worker *worker, size_t from, size_t to);
+
+/* Checks the constraints that are checked late. */
+void pq_copy_check(pq_worker *worker);
+
+/* 1 if the error is a row's fault. */
+int pq_copy_is_row_fault(const guard_error *error);
+
+/* Rejects a row for what the server said. */
+void pq_copy_reject(pq_worker *worker, size_t row, const guard_error *error);
+
+/* -------------------------------------------------------------------------------------------------- workers -- */
+
+/* Panics when --max-rejects is reached, and keeps the rejects of the chunk, which is then rolled back. */
+void pq_worker_check_rejects(pq_worker *worker, const char *code, const char *reason);
+
+void pq_worker_load(load_target *target, load_job *load);
+
+#endif

@@ -1,0 +1,518 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * check_load_pq.c: guard-load on PostgreSQL: each good row exactly once, each bad one with its reason, whatever is killed, cut or
+ * restarted meanwhile, with one worker, several, and several processes.
+ */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "load_program.h"
+#include "server.h"
+#include "wire_proxy.h"
+
+#define DB "--db postgresql:/// "
+
+/* ------------------------------------------------------------------------------------------------- helpers -- */
+
+static void make_table(const char *sql)
+{
+    server_run("DROP TABLE IF EXISTS t, parent, guard_load_file, guard_load_chunk, guard_load_reject CASCADE");
+    server_run(sql);
+}
+
+/* The table's rows are exactly these of the file, each once: a is its line less 1, every 100th is bad. */
+static void write_numbers(const char *name, int rows)
+{
+    FILE *file = fopen(name, "w");
+    ck_assert_ptr_nonnull(file);
+    fputs("a,b\n", file);
+    for (int i = 1; i <= rows; i++) {
+        fprintf(file, i % 100 == 0 ? "bad%d,\"x\ny\"\n" : "%d,x\n", i);
+    }
+    ck_assert_int_eq(fclose(file), 0);
+}
+
+static void check_numbers(int rows)
+{
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t"), rows - rows / 100);
+    ck_assert_int_eq(server_number("SELECT count(DISTINCT a) FROM t"), rows - rows / 100);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t WHERE a % 100 = 0"), 0);
+    ck_assert_int_eq(server_number("SELECT max(a) FROM t"), rows % 100 == 0 ? rows - 1 : rows);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_load_reject"), rows / 100);
+    ck_assert_int_eq(server_number("SELECT complete::int FROM guard_load_file"), 1);
+    ck_assert_int_eq(server_number("SELECT sum(rows_loaded) FROM guard_load_chunk"), rows - rows / 100);
+    ck_assert_int_eq(server_number("SELECT sum(rows_rejected) FROM guard_load_chunk"), rows / 100);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_load_chunk WHERE done_by IS NULL"), 0);
+}
+
+static unsigned next_random(uint64_t *state)
+{
+    *state = *state * 6364136223846793005ULL + 1442695040888963407ULL;
+    return (unsigned)(*state >> 33);
+}
+
+static void rest(long microseconds)
+{
+    struct timespec time = {microseconds / 1000000, microseconds % 1000000 * 1000};
+    nanosleep(&time, NULL);
+}
+
+/* ------------------------------------------------------------------------------------------------- one row -- */
+
+START_TEST(each_kind_of_bad_row_is_rejected_with_its_reason_and_takes_no_good_one_along)
+{
+    make_table("CREATE TABLE parent(p int PRIMARY KEY); INSERT INTO parent VALUES (1);"
+               "CREATE TABLE t(a int PRIMARY KEY, b text NOT NULL, c int REFERENCES parent, d int CHECK (d < 10),"
+               " e int REFERENCES parent DEFERRABLE INITIALLY DEFERRED)");
+    static const char text[] = "a,b,c,d,e\n"
+                               "1,good,1,1,1\n"
+                               "x,type,1,1,1\n"
+                               "3,,1,1,1\n"
+                               "4,check,1,11,1\n"
+                               "5,foreign,7,1,1\n"
+                               "6,deferred,1,1,8\n"
+                               "1,unique,1,1,1\n"
+                               "8,few,1\n"
+                               "9,mal\"formed,1,1,1\n"
+                               "10,nul\0,1,1,1\n"
+                               "11,latin\xE9,1,1,1\n"
+                               "12,\"good,\t\\N \"\"quoted\"\"\nsecond line\",1,1,\n"
+                               "99999999999,range,1,1,1\n"
+                               "13,good,,,1\n";
+    write_bytes("f.csv", text, sizeof text - 1);
+    load_output output = load_run(DB "--into t --rejects r.csv --json f.csv");
+    load_expect(output, 3);
+    ck_assert_int_eq(load_json(output, "rows_loaded"), 3);
+    ck_assert_int_eq(load_json(output, "rows_rejected"), 11);
+    ck_assert_int_eq(load_json(output, "workers"), 1);
+    ck_assert_int_eq(server_number("SELECT sum(a) FROM t"), 26);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t WHERE a = 12 AND c = 1 AND e IS NULL AND "
+                                   "b = E'good,\\t\\\\N \"quoted\"\\nsecond line'"),
+                     1);
+    static const char *const codes[] = {"type",    "not_null",  "check", "foreign_key", "foreign_key", "unique",
+                                        "columns", "malformed", "nul",   "encoding",    "type"};
+    static const int lines[] = {3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15};
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        char sql[200];
+        snprintf(sql, sizeof sql, "SELECT count(*) FROM guard_load_reject WHERE line = %d AND code = '%s'", lines[i],
+                 codes[i]);
+        ck_assert_msg(server_number(sql) == 1, "line %d is not rejected as %s:\n%s", lines[i], codes[i],
+                      read_file("r.csv"));
+    }
+    const char *rejects = read_file("r.csv");
+    ck_assert_ptr_nonnull(strstr(rejects, "f.csv,7,foreign_key,"));
+    ck_assert_ptr_nonnull(strstr(rejects, "(Key (e)=(8) is not present in table \"\"parent\"\".)"));
+    ck_assert_ptr_nonnull(strstr(rejects, ",\"x,type,1,1,1\"\n"));
+}
+END_TEST
+
+START_TEST(rows_that_name_another_row_in_their_own_text_cost_that_row_nothing)
+{
+    make_table("CREATE TABLE t(a int)");
+    write_file("f.csv", "a\n1\n2\n\"x\nCOPY t, line 1\"\n4\n5\n");
+    load_expect(load_run(DB "--into t f.csv"), 3);
+    ck_assert_int_eq(server_number("SELECT sum(a) FROM t"), 12);
+    ck_assert_int_eq(server_number("SELECT sum(line) FROM guard_load_reject"), 4);
+}
+END_TEST
+
+START_TEST(a_row_that_a_trigger_ignores_or_refuses_is_rejected)
+{
+    make_table("CREATE TABLE t(a int);"
+               "CREATE OR REPLACE FUNCTION even_only() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+               "IF NEW.a = 7 THEN RAISE EXCEPTION 'no seven'; END IF; "
+               "IF NEW.a % 2 = 1 THEN RETURN NULL; END IF; RETURN NEW; END $$;"
+               "CREATE TRIGGER only_even BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION even_only()");
+    write_file("f.csv", "a\n1\n2\n3\n4\n6\n7\n8\n");
+    load_expect(load_run(DB "--into t f.csv"), 3);
+    ck_assert_int_eq(server_number("SELECT sum(a) FROM t"), 20);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_load_reject WHERE code = 'trigger'"), 3);
+}
+END_TEST
+
+START_TEST(rows_that_satisfy_each_other_at_commit_are_loaded_and_orphans_among_them_rejected)
+{
+    make_table("CREATE TABLE t(a int PRIMARY KEY, up int REFERENCES t DEFERRABLE INITIALLY DEFERRED)");
+    /* A child before its parent; two that need each other; an orphan and a row that needs it. */
+    write_file("f.csv", "a,up\n1,2\n2,\n3,4\n4,3\n5,99\n6,5\n7,1\n");
+    load_expect(load_run(DB "--into t --workers 3 f.csv"), 3);
+    ck_assert_int_eq(server_number("SELECT sum(a) FROM t"), 17);
+    ck_assert_int_eq(server_number("SELECT sum(line) FROM guard_load_reject WHERE code = 'foreign_key'"), 6 + 7);
+}
+END_TEST
+
+START_TEST(many_bad_rows_are_affordable)
+{
+    make_table("CREATE TABLE parent(p int PRIMARY KEY); INSERT INTO parent VALUES (0);"
+               "CREATE TABLE t(a int, b int REFERENCES parent)");
+    FILE *file = fopen("f.csv", "w");
+    fputs("a,b\n", file);
+    for (int i = 0; i < 2000; i++) {
+        fprintf(file, i % 4 == 1 ? "x,0\n" : "%d,%d\n", i, i % 4 == 3);
+    }
+    fclose(file);
+    load_expect(load_run(DB "--into t f.csv"), 3);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t"), 1000);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_load_reject WHERE code = 'type'"), 500);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_load_reject WHERE code = 'foreign_key'"), 500);
+}
+END_TEST
+
+/* ---------------------------------------------------------------------------------------------- which file -- */
+
+START_TEST(a_complete_file_is_not_loaded_again_unless_it_is_asked_for)
+{
+    make_table("CREATE TABLE t(a int, b text)");
+    write_numbers("f.csv", 1000);
+    write_numbers("renamed.csv", 1000);
+    load_expect(load_run(DB "--into t --batch 100 f.csv"), 3);
+    load_output output = load_run(DB "--into T --batch 100 --json renamed.csv");
+    load_expect(output, 3);
+    ck_assert_int_eq(load_json(output, "rows_loaded"), 0);
+    check_numbers(1000);
+    load_expect_error(load_run(DB "--into t --null nil f.csv"), 1, "with other options");
+    load_expect(load_run(DB "--into public.t --again --workers 2 f.csv"), 3);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t"), 2 * 990);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_load_reject"), 10);
+    output = load_run(DB "--into t --status --json");
+    load_expect(output, 0);
+    ck_assert_ptr_nonnull(strstr(output.out, "\"rows_loaded\":990,\"rows_rejected\":10,\"complete\":true,\"runs\":2"));
+}
+END_TEST
+
+START_TEST(new_content_under_an_unfinished_name_is_refused_until_it_is_forgotten)
+{
+    make_table("CREATE TABLE t(a int, b text)");
+    write_numbers("f.csv", 1000);
+    load_output output = load_run(DB "--into t --batch 50 --max-rejects 5 --rejects r.csv --json f.csv");
+    load_expect(output, 1);
+    ck_assert_ptr_nonnull(
+        strstr(output.err, "f.csv: gave up after 5 rejected rows (--max-rejects), the last one for: type"));
+    ck_assert_str_eq(load_json_text(output, "outcome"), "rolled_back");
+    /* With those of the batch that was rolled back. */
+    const char *rejects = read_file("r.csv");
+    ck_assert_ptr_nonnull(strstr(rejects, "\"bad400,\"\"x\ny\"\"\""));
+    ck_assert_ptr_nonnull(strstr(rejects, "\"bad500,\"\"x\ny\"\"\""));
+    ck_assert_int_eq(server_number("SELECT max(a) FROM t"), 450);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_load_reject"), 4);
+    write_file("f.csv", "a,b\n5000,x\n");
+    load_expect_error(load_run(DB "--into t --quiet f.csv"), 1, "f.csv has new content");
+    load_expect(load_run(DB "--into t --forget f.csv"), 0);
+    load_expect(load_run(DB "--into t f.csv"), 0);
+    ck_assert_int_eq(server_number("SELECT max(a) FROM t"), 5000);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t"), 446 + 1);
+}
+END_TEST
+
+START_TEST(what_cannot_be_done_is_said_in_one_line_without_a_password)
+{
+    make_table("CREATE TABLE t(a int)");
+    write_file("f.csv", "a,b\n1,2\n");
+    load_expect_error(load_run(DB "--into t --quiet f.csv"), 1, "has no column \"b\"");
+    load_expect_error(load_run(DB "--into missing --quiet f.csv"), 1, "has no table \"missing\"");
+    load_expect_error(load_run(DB "--into pg_stat_activity --quiet f.csv"), 1, "is not a table");
+    load_expect_error(load_run("--db sqlite:x.db --workers 2 --into t f.csv"), 2, "--workers is for PostgreSQL");
+    load_expect_error(load_run("--db mysql://u:secret@h/d --into t f.csv"), 2, "\"mysql\"");
+    load_output output = load_run("--db postgresql://u:secret@127.0.0.1:1/d --into t --quiet f.csv");
+    load_expect(output, 1);
+    ck_assert_ptr_null(strstr(output.err, "secret"));
+    output = load_run("--db 'host=127.0.0.1 port=%s user=postgres dbname=postgres password=secret' --into t --quiet "
+                      "f.csv",
+                      getenv("GUARD_TEST_PG_PORT"));
+    load_expect(output, 1);
+    ck_assert_ptr_null(strstr(output.err, "secret"));
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t"), 0);
+}
+END_TEST
+
+START_TEST(the_schema_is_run_once_where_the_table_is_missing)
+{
+    make_table("SELECT 1");
+    write_file("s.sql", "CREATE TABLE t(a int); CREATE TABLE parent(p int);");
+    write_file("f.csv", "a\n1\n2\n");
+    load_expect(load_run(DB "--schema s.sql --into t f.csv"), 0);
+    ck_assert_int_eq(server_number("SELECT sum(a) FROM t"), 3);
+    write_file("s.sql", "CREATE TABLE other(a int); CREATE nonsense");
+    load_expect_error(load_run(DB "--schema s.sql --into t2 --quiet f.csv"), 1, "s.sql: ");
+    ck_assert_int_eq(server_number("SELECT (to_regclass('other') IS NULL)::int"), 1);
+}
+END_TEST
+
+START_TEST(an_empty_file_is_complete_at_once)
+{
+    make_table("CREATE TABLE t(a int)");
+    write_file("f.csv", "a\n");
+    load_expect(load_run(DB "--into t --workers 2 f.csv"), 0);
+    ck_assert_int_eq(server_number("SELECT complete::int FROM guard_load_file"), 1);
+}
+END_TEST
+
+/* ----------------------------------------------------------------------------------------------- workers -- */
+
+START_TEST(workers_share_a_file)
+{
+    make_table("CREATE TABLE t(a int, b text)");
+    write_numbers("f.csv", 20000);
+    load_output output = load_run(DB "--into t --batch 200 --workers 4 --rejects r.csv --json f.csv");
+    load_expect(output, 3);
+    check_numbers(20000);
+    ck_assert_int_eq(load_json(output, "workers"), 4);
+    ck_assert_int_eq(load_json(output, "rows_read"), 20000);
+    ck_assert_int_eq(load_json(output, "batches"), 100);
+    /* Each worker's tokens begin with its own session. */
+    ck_assert_int_gt(server_number("SELECT count(DISTINCT split_part(done_by, '-', 1)) FROM guard_load_chunk"), 1);
+    int lines = 0;
+    for (const char *at = read_file("r.csv"); (at = strstr(at, "f.csv,")) != NULL; at++) {
+        lines++;
+    }
+    ck_assert_int_eq(lines, 200);
+}
+END_TEST
+
+START_TEST(of_duplicates_in_two_chunks_one_is_loaded_and_the_other_rejected)
+{
+    make_table("CREATE TABLE t(a int PRIMARY KEY, b text)");
+    FILE *file = fopen("f.csv", "w");
+    fputs("a,b\n", file);
+    for (int i = 0; i < 2000; i++) {
+        fprintf(file, "%d,x\n", i % 1000);
+    }
+    fclose(file);
+    load_expect(load_run(DB "--into t --batch 100 --workers 3 f.csv"), 3);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t"), 1000);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_load_reject WHERE code = 'unique'"), 1000);
+    ck_assert_int_eq(server_number("SELECT count(DISTINCT (line - 2) % 1000) FROM guard_load_reject"), 1000);
+}
+END_TEST
+
+START_TEST(a_table_that_refers_to_itself_is_loaded_in_the_order_of_the_file)
+{
+    make_table("CREATE TABLE t(a int PRIMARY KEY, up int REFERENCES t)");
+    FILE *file = fopen("f.csv", "w");
+    fputs("a,up\n0,\n", file);
+    for (int i = 1; i < 2000; i++) {
+        fprintf(file, "%d,%d\n", i, i - 1);
+    }
+    fclose(file);
+    pid_t other = load_start(DB "--into t --batch 50 --workers 4 f.csv");
+    load_expect(load_run(DB "--into t --batch 50 --workers 4 f.csv"), 0);
+    load_expect(load_wait(other), 0);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t"), 2000);
+}
+END_TEST
+
+START_TEST(a_chunk_that_a_deadlock_took_is_loaded_again)
+{
+    make_table("CREATE TABLE t(a int PRIMARY KEY, b text)");
+    write_file("f.csv", "a,b\n1,x\n2,x\n");
+    PGconn *other = server_connect("");
+    /* The loader is to find the deadlock. */
+    PQclear(PQexec(other, "SET deadlock_timeout = '1min'; BEGIN; INSERT INTO t VALUES (2, 'other')"));
+    pid_t loader = load_start(DB "--into t --json f.csv");
+    server_wait("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'guard-load' AND wait_event_type = "
+                "'Lock'",
+                1);
+    ck_assert_int_eq(PQsendQuery(other, "INSERT INTO t VALUES (1, 'other')"), 1);
+    PQclear(PQgetResult(other));
+    PQfinish(other); /* its rows are taken back */
+    load_output output = load_wait(loader);
+    load_expect(output, 0);
+    ck_assert_int_ge(load_json(output, "retries"), 1);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t WHERE b = 'x'"), 2);
+}
+END_TEST
+
+/* -------------------------------------------------------------------------------- killed, cut, restarted -- */
+
+#define PROCESSES 3
+
+static void start_process(pid_t *process, int workers)
+{
+    *process = load_start(DB "--into t --batch 50 --workers %d --rejects r%d.csv --quiet f.csv", workers, workers);
+}
+
+/* Waits for the processes, some of which are killed and begun again before; each ends with 3. */
+static void load_among_killers(uint64_t *state, int kills)
+{
+    pid_t processes[PROCESSES];
+    for (int i = 0; i < PROCESSES; i++) {
+        start_process(&processes[i], 1 + i % 2);
+    }
+    for (int i = 0; i < kills; i++) {
+        rest(2000 + next_random(state) % 60000);
+        int victim = (int)(next_random(state) % PROCESSES);
+        if (next_random(state) % 3 == 0) {
+            server_run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'guard-load' "
+                       "ORDER BY random() LIMIT 2");
+            continue;
+        }
+        kill(processes[victim], SIGKILL);
+        int status = 0;
+        ck_assert_int_eq(waitpid(processes[victim], &status, 0), processes[victim]);
+        ck_assert_msg(WIFSIGNALED(status) || WEXITSTATUS(status) == 3, "a loader ended with %d: %s",
+                      WEXITSTATUS(status), read_file("err"));
+        start_process(&processes[victim], 1 + victim % 2);
+    }
+    for (int i = 0; i < PROCESSES; i++) {
+        load_output output = load_wait(processes[i]);
+        load_expect(output, 3);
+    }
+}
+
+START_TEST(processes_and_backends_killed_at_random_leave_each_row_exactly_once)
+{
+    uint64_t state = (uint64_t)time(NULL) + (uint64_t)getpid();
+    write_numbers("f.csv", 6000);
+    for (int round = 0; round < 10; round++) {
+        uint64_t seed = state;
+        make_table("CREATE TABLE t(a int, b text)");
+        load_expect(load_run(DB "--into t --status"), 0);
+        load_among_killers(&state, 8);
+        ck_assert_msg(server_number("SELECT count(*) FROM t") == 5940, "round %d, seed %llu: %lld rows", round,
+                      (unsigned long long)seed, (long long)server_number("SELECT count(*) FROM t"));
+        check_numbers(6000);
+        ck_assert_ptr_nonnull(strstr(read_file("r1.csv"), "\"bad6000,"));
+    }
+}
+END_TEST
+
+START_TEST(a_wire_cut_anywhere_is_made_anew_and_no_row_lost_or_loaded_twice)
+{
+    write_numbers("f.csv", 100);
+    int64_t retries = 0;
+    for (int direction = 0; direction < 2; direction++) {
+        int fired = 1;
+        /* The link of the worker is the second connection. */
+        for (uint64_t n = 200; fired; n += 127) {
+            make_table("CREATE TABLE t(a int, b text)");
+            wire_proxy *proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), atoi(getenv("GUARD_TEST_PG_PORT")),
+                                                NULL);
+            wire_direction way = direction == 0 ? WIRE_TO_SERVER : WIRE_TO_CLIENT;
+            wire_proxy_cut_after(proxy, 2, way, n, WIRE_RST | (n % 2 ? WIRE_DRAIN : 0));
+            load_output output = load_run("--db 'host=%s port=%d' --into t --batch 50 --json --quiet f.csv",
+                                          wire_proxy_host(proxy), wire_proxy_port(proxy));
+            fired = wire_proxy_fired(proxy, 2, way);
+            wire_proxy_close(proxy);
+            ck_assert_msg(output.status == 3, "cut at byte %d: %d, %s", (int)n, output.status, output.err);
+            check_numbers(100);
+            ck_assert_int_eq(load_json(output, "rows_loaded"), 99);
+            retries += load_json(output, "retries");
+        }
+    }
+    ck_assert_int_gt(retries, 0);
+}
+END_TEST
+
+START_TEST(a_commit_whose_answer_is_lost_is_found_by_its_chunk_and_not_repeated)
+{
+    make_table("CREATE TABLE t(a int, b text)");
+    write_numbers("f.csv", 100);
+    wire_proxy *proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), atoi(getenv("GUARD_TEST_PG_PORT")), NULL);
+    PGconn *other = server_connect("");
+    PQclear(PQexec(other, "BEGIN; LOCK TABLE t"));
+    pid_t loader = load_start("--db 'host=%s port=%d' --into t --json --quiet f.csv", wire_proxy_host(proxy),
+                              wire_proxy_port(proxy));
+    server_wait("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'guard-load' AND wait_event_type = "
+                "'Lock'",
+                1);
+    /* From here on a COMMIT waits for a standby that there is not. */
+    server_run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    server_run("SELECT pg_reload_conf()");
+    server_wait("SELECT (current_setting('synchronous_standby_names') = 'nobody')::int", 1);
+    PQfinish(other);
+    server_wait(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'guard-load' AND wait_event = 'SyncRep'", 1);
+    wire_proxy_cut(proxy, 2, WIRE_RST);
+    server_run("ALTER SYSTEM RESET synchronous_standby_names");
+    server_run("SELECT pg_reload_conf()");
+    load_output output = load_wait(loader);
+    wire_proxy_close(proxy);
+    load_expect(output, 3);
+    check_numbers(100);
+    ck_assert_int_eq(load_json(output, "resolved"), 1);
+    ck_assert_int_eq(load_json(output, "rows_loaded"), 99);
+}
+END_TEST
+
+START_TEST(a_server_that_restarts_within_retry_for_is_waited_for)
+{
+    make_table("CREATE TABLE t(a int, b text)");
+    write_numbers("f.csv", 20000);
+    pid_t loader = load_start(DB "--into t --batch 50 --workers 2 --json --quiet f.csv");
+    server_wait("SELECT (to_regclass('guard_load_file') IS NOT NULL)::int", 1);
+    server_wait("SELECT (coalesce(max(chunks), 0) > 0)::int FROM guard_load_file", 1);
+    server_control("-m immediate stop");
+    server_control("start");
+    load_output output = load_wait(loader);
+    load_expect(output, 3);
+    check_numbers(20000);
+    ck_assert_int_gt(load_json(output, "retries"), 0);
+}
+END_TEST
+
+START_TEST(a_server_that_stays_away_longer_fails_the_load_which_goes_on_later)
+{
+    make_table("CREATE TABLE t(a int, b text)");
+    write_numbers("f.csv", 20000);
+    load_expect(load_run(DB "--into t --status"), 0);
+    pid_t loader = load_start(DB "--into t --batch 50 --retry-for 1 --quiet f.csv");
+    server_wait("SELECT (to_regclass('guard_load_file') IS NOT NULL)::int", 1);
+    server_wait("SELECT (coalesce(max(chunks), 0) > 0)::int FROM guard_load_file", 1);
+    server_control("-m immediate stop");
+    load_output output = load_wait(loader);
+    server_control("start");
+    load_expect(output, 1);
+    output = load_run(DB "--into t --batch 50 --json --quiet f.csv");
+    load_expect(output, 3);
+    ck_assert_int_eq(load_json(output, "resumed"), 1);
+    check_numbers(20000);
+}
+END_TEST
+
+START_TEST(a_signal_ends_it_after_whole_chunks_and_the_same_command_goes_on)
+{
+    make_table("CREATE TABLE t(a int, b text)");
+    write_numbers("f.csv", 40000);
+    pid_t loader = load_start(DB "--into t --batch 50 --workers 2 --quiet f.csv");
+    server_wait("SELECT (to_regclass('guard_load_file') IS NOT NULL)::int", 1);
+    server_wait("SELECT (coalesce(max(chunks), 0) > 0)::int FROM guard_load_file", 1);
+    kill(loader, SIGTERM);
+    load_output output = load_wait(loader);
+    load_expect(output, 143);
+    load_expect(load_run(DB "--into t --quiet f.csv"), 3);
+    check_numbers(40000);
+}
+END_TEST
+
+int main(void)
+{
+    const TTest *const tests[] = {
+        each_kind_of_bad_row_is_rejected_with_its_reason_and_takes_no_good_one_along,
+        rows_that_name_another_row_in_their_own_text_cost_that_row_nothing,
+        a_row_that_a_trigger_ignores_or_refuses_is_rejected,
+        rows_that_satisfy_each_other_at_commit_are_loaded_and_orphans_among_them_rejected,
+        many_bad_rows_are_affordable,
+        a_complete_file_is_not_loaded_again_unless_it_is_asked_for,
+        new_content_under_an_unfinished_name_is_refused_until_it_is_forgotten,
+        what_cannot_be_done_is_said_in_one_line_without_a_password,
+        the_schema_is_run_once_where_the_table_is_missing,
+        an_empty_file_is_complete_at_once,
+        workers_share_a_file,
+        of_duplicates_in_two_chunks_one_is_loaded_and_the_other_rejected,
+        a_table_that_refers_to_itself_is_loaded_in_the_order_of_the_file,
+        a_chunk_that_a_deadlock_took_is_loaded_again,
+        processes_and_backends_killed_at_random_leave_each_row_exactly_once,
+        a_wire_cut_anywhere_is_made_anew_and_no_row_lost_or_loaded_twice,
+        a_commit_whose_answer_is_lost_is_found_by_its_chunk_and_not_repeated,
+        a_server_that_restarts_within_retry_for_is_waited_for,
+        a_server_that_stays_away_longer_fails_the_load_which_goes_on_later,
+        a_signal_ends_it_after_whole_chunks_and_the_same_command_goes_on,
+    };
+    return load_suite_run("load_pq", tests, sizeof tests / sizeof *tests, LOAD_IN_MEMORY);
+}
