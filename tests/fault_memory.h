@@ -32,7 +32,7 @@ void fault_memory_fail_from(unsigned long n);
 /* Whether an allocation was failed since the last of the two calls above. */
 bool fault_memory_was_hit(void);
 
-/* What is taken and not released. */
+/* What is taken and not released; the bytes as malloc rounds them. */
 size_t fault_memory_blocks(void);
 size_t fault_memory_bytes(void);
 
