@@ -384,6 +384,7 @@ static void release_connection(void *object)
     }
 }
 
+/* In fork: a child that lives long would keep the socket open, and the server would not see its client die. */
 static void disown(void *object)
 {
     guard_pq_disown_in_child(object);
@@ -399,7 +400,7 @@ const guard_kind guard_pq_kind = {
     .release = release_connection,
     .child = disown,
     .describe = describe,
-    .flags = GUARD_KIND_HEAP | GUARD_KIND_FIXED,
+    .flags = GUARD_KIND_HEAP | GUARD_KIND_FIXED | GUARD_KIND_AT_FORK,
 };
 
 void guard_pq_close(guard_pq *pq)

@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -157,6 +158,10 @@ static void use_it(void *pq)
 static void do_as_the_child(const char *how, guard_pq *pq)
 {
     guard_error error;
+    struct stat socket;
+    if (fstat(PQsocket(guard_pq_raw(pq)), &socket) != 0 || !S_ISCHR(socket.st_mode)) {
+        _exit(20); /* it is not /dev/null already */
+    }
     switch (how[0]) {
     case 'u': /* uses */
         _exit(guard_run(use_it, pq, &error) != 0 && error.domain == GUARD_MISUSE ? 0 : 10);
