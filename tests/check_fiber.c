@@ -20,6 +20,12 @@
 
 #define FIBER_BYTES (256 * 1024)
 
+/* ThreadSanitizer is told of each switch; these are there only with it. */
+extern void *__tsan_get_current_fiber(void) __attribute__((weak, visibility("default")));
+extern void *__tsan_create_fiber(unsigned flags) __attribute__((weak, visibility("default")));
+extern void __tsan_destroy_fiber(void *fiber) __attribute__((weak, visibility("default")));
+extern void __tsan_switch_to_fiber(void *fiber, unsigned flags) __attribute__((weak, visibility("default")));
+
 typedef struct fiber {
     ucontext_t context;
     ucontext_t caller;
@@ -28,7 +34,16 @@ typedef struct fiber {
     guard_fn *work;
     int code;
     bool is_over;
+    void *sanitized;
+    void *sanitized_caller;
 } fiber;
+
+static void tell_sanitizer(void *to)
+{
+    if (__tsan_switch_to_fiber != NULL) {
+        __tsan_switch_to_fiber(to, 0);
+    }
+}
 
 static fiber *running;
 
@@ -38,6 +53,7 @@ static void fiber_main(void)
     f->code = guard_run(f->work, f, NULL);
     f->is_over = true;
     guard_stack_swap(NULL);
+    tell_sanitizer(f->sanitized_caller);
     setcontext(&f->caller);
 }
 
@@ -48,6 +64,7 @@ static void fiber_open(fiber *f, guard_fn *work)
     f->memory = malloc(FIBER_BYTES);
     ck_assert_ptr_nonnull(f->memory);
     f->stack = guard_stack_new();
+    f->sanitized = __tsan_create_fiber != NULL ? __tsan_create_fiber(0) : NULL;
     getcontext(&f->context);
     f->context.uc_stack.ss_sp = f->memory;
     f->context.uc_stack.ss_size = FIBER_BYTES;
@@ -58,12 +75,15 @@ static void fiber_resume(fiber *f)
 {
     running = f;
     ck_assert_ptr_null(guard_stack_swap(f->stack));
+    f->sanitized_caller = __tsan_get_current_fiber != NULL ? __tsan_get_current_fiber() : NULL;
+    tell_sanitizer(f->sanitized);
     swapcontext(&f->caller, &f->context);
 }
 
 static void fiber_yield(fiber *f)
 {
     ck_assert_ptr_eq(guard_stack_swap(NULL), f->stack);
+    tell_sanitizer(f->sanitized_caller);
     swapcontext(&f->context, &f->caller);
 }
 
@@ -71,6 +91,9 @@ static void fiber_close(fiber *f)
 {
     guard_stack_free(f->stack);
     free(f->memory);
+    if (__tsan_destroy_fiber != NULL) {
+        __tsan_destroy_fiber(f->sanitized);
+    }
 }
 
 static void two_steps(void *arg)
