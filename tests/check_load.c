@@ -301,7 +301,7 @@ START_TEST(wrong_usage_is_told_with_status_2)
         {"--into t --delimiter \" f.csv", "--delimiter"},
         {"--into t --map a f.csv", "--map"},
         {"--into t --map =a f.csv", "--map"},
-        {"--db mysql:x --into t f.csv", "mysql:x"},
+        {"--db mysql:x --into t f.csv", "\"mysql\""},
         {"--db x.db --into t f.csv", "x.db"},
         {"--db sqlite: --into t f.csv", "sqlite:"},
         {"--db sqlite::memory: --into t f.csv", ":memory:"},
