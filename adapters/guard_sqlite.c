@@ -332,6 +332,10 @@ void guard_sqlite_close(guard_sqlite *db)
         guard_misuse(GUARD_MISUSE_ARGUMENT, "the connection is NULL");
         return;
     }
+    if (db->calls != 0) {
+        guard_misuse(GUARD_MISUSE_STATE, "a function that SQLite called closes the connection it was called from");
+        return;
+    }
     guard_release(db->ticket);
 }
 

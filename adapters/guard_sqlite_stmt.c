@@ -207,6 +207,10 @@ void guard_sqlite_stmt_close(guard_sqlite_stmt *stmt)
         guard_misuse(GUARD_MISUSE_ARGUMENT, "the statement is NULL");
         return;
     }
+    if (stmt->db != NULL && stmt->db->calls != 0 && sqlite3_stmt_busy(stmt->raw)) {
+        guard_misuse(GUARD_MISUSE_STATE, "a function that SQLite called closes the statement it was called from");
+        return;
+    }
     guard_release(stmt->ticket);
 }
 

@@ -322,6 +322,41 @@ START_TEST(a_function_that_sqlite_refuses_panics_and_leaks_nothing)
 }
 END_TEST
 
+static guard_sqlite_stmt *running;
+
+static void close_something(sqlite3_context *context, int count, sqlite3_value **values, void *arg)
+{
+    (void)context;
+    (void)count;
+    (void)arg;
+    if (sqlite3_value_int(values[0]) == 1) {
+        guard_sqlite_close(db);
+    } else {
+        guard_sqlite_stmt_close(running);
+    }
+}
+
+static void step_running(void *arg)
+{
+    (void)arg;
+    guard_sqlite_step(running);
+}
+
+START_TEST(closing_what_called_a_function_inside_it_is_misuse)
+{
+    GUARD_AUTO(s);
+    open_database(s);
+    guard_sqlite_function(db, "closing", 1, SQLITE_UTF8, close_something, NULL);
+    running = guard_sqlite_prepare(s, db, "SELECT closing(?1)");
+    for (int what = 1; what <= 2; what++) {
+        guard_sqlite_bind_int64(running, 1, what);
+        expect_panic(step_running, NULL, GUARD_MISUSE, GUARD_MISUSE_STATE);
+    }
+    guard_sqlite_stmt_close(running);
+    ck_assert_int_eq(guard_sqlite_query_int64(db, COUNT, 0), 3);
+}
+END_TEST
+
 /* ------------------------------------------------------------------------------------------------- blobs */
 
 static void read_past_the_end(void *blob)
@@ -464,6 +499,7 @@ int main(void)
         after_a_panic_in_a_function_other_threads_go_on,
         functions_of_an_adopted_handle_end_with_the_guard,
         a_function_that_sqlite_refuses_panics_and_leaks_nothing,
+        closing_what_called_a_function_inside_it_is_misuse,
         a_blob_is_read_and_written_in_place_and_ends_with_its_scope,
         what_a_blob_wrote_is_taken_back_with_its_transaction,
         a_backup_copies_all_in_steps,
