@@ -425,6 +425,8 @@ START_TEST(an_automatic_close_over_an_open_scope_of_its_function_runs_that_too_a
 }
 END_TEST
 
+/* clang refuses to compile such a jump. */
+#ifndef __clang__
 static volatile int jump = 1;
 
 static void jump_into_a_scope(void *arg)
@@ -448,6 +450,7 @@ START_TEST(a_jump_into_a_scope_is_misuse_noticed_at_its_end)
     trace_expect("inside, after");
 }
 END_TEST
+#endif
 
 /* --------------------------------------------------------------------------------------- tickets -- */
 
@@ -573,8 +576,8 @@ static void misuse_a_good_ticket(void *arg)
 
 START_TEST(releasing_a_recovering_defer_moving_a_fixed_kind_and_asking_for_another_kind_are_misuse)
 {
-    static const char *const panics[] = {"recovering sees guard_release of a recovering defer: only a panic or the "
-                                         "scope's end runs it",
+    static const char *const panics[] = {("recovering sees guard_release of a recovering defer: only a panic or the "
+                                          "scope's end runs it"),
                                          "release fixed", "release other kind"};
     static const char *const returns[] = {"recovering sees nothing", "release fixed", "release other kind"};
     for (int form = 0; form < 3; form++) {
@@ -664,7 +667,9 @@ int main(void)
         closing_a_scope_inside_a_border_that_was_opened_inside_it_is_misuse,
         a_scope_left_open_at_its_border_is_misuse_and_is_not_run,
         an_automatic_close_over_an_open_scope_of_its_function_runs_that_too_and_holds_the_misuse,
+#ifndef __clang__
         a_jump_into_a_scope_is_misuse_noticed_at_its_end,
+#endif
         a_ticket_is_stale_after_run_dismiss_release_and_move,
         a_ticket_whose_memory_was_given_back_is_stale_and_is_not_read,
         another_threads_ticket_is_misuse,
