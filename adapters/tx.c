@@ -82,8 +82,8 @@ guard_tx *guard_tx_open_savepoint(guard_scope *scope, guard_tx *parent, const ch
     guard_tx_session *session = parent->session;
     guard_error error;
     guard_raise_held();
-    guard_tx_status status = session->driver->status(session->connection);
-    if (parent->result.outcome != GUARD_OPEN || status == GUARD_TX_IDLE || status == GUARD_TX_LOST) {
+    /* A lost connection is for the driver to tell: its error says that the connection, not the program, failed. */
+    if (parent->result.outcome != GUARD_OPEN || session->driver->status(session->connection) == GUARD_TX_IDLE) {
         guard_tx_refuse(session, place);
     }
     guard_reserve(scope, 1);
