@@ -80,7 +80,7 @@ static const guard_kind kind = {.name = "kind", .release = release, .child = chi
 #endif
 #ifdef WITH_ASAN
 /* A forked child keeps its parent's memory, by rule: to LeakSanitizer that is a leak. */
-const char *__asan_default_options(void);
+__attribute__((visibility("default"))) const char *__asan_default_options(void);
 const char *__asan_default_options(void)
 {
     return "detect_leaks=0";

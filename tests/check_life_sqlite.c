@@ -32,7 +32,7 @@ static int is_adopted;
 #endif
 #ifdef WITH_ASAN
 /* A forked child leaves its parent's connections as they are, by rule: to LeakSanitizer that is a leak. */
-const char *__asan_default_options(void);
+__attribute__((visibility("default"))) const char *__asan_default_options(void);
 const char *__asan_default_options(void)
 {
     return "detect_leaks=0";
