@@ -156,6 +156,9 @@ static int end_copy_in(PGconn *conn, guard_pq_deadline deadline)
     return sent == 1 && guard_pq_flush(conn, deadline);
 }
 
+/* The first pause before a cancel is sent again, doubled after each. */
+enum { FIRST_PAUSE_MS = 50, LAST_PAUSE_MS = 1000 };
+
 static void cancel_once(guard_pq *pq, int *cancelled, guard_pq_deadline deadline)
 {
     if (!*cancelled) {
@@ -164,14 +167,32 @@ static void cancel_once(guard_pq *pq, int *cancelled, guard_pq_deadline deadline
     }
 }
 
+/*
+ * A cancel takes another way to the server than the statement does: one that comes first finds the server idle and is lost. It is
+ * sent again while no answer comes.
+ */
+static int await_cancelling(guard_pq *pq, int *cancelled, guard_pq_deadline deadline)
+{
+    int pause = FIRST_PAUSE_MS;
+    while (PQisBusy(pq->conn)) {
+        cancel_once(pq, cancelled, deadline);
+        if (guard_pq_await(pq->conn, guard_pq_sooner(guard_pq_in(pause), deadline))) {
+            return 1;
+        }
+        if (guard_pq_left(deadline) == 0) {
+            return 0;
+        }
+        *cancelled = 0;
+        pause = pause * 2 < LAST_PAUSE_MS ? pause * 2 : LAST_PAUSE_MS;
+    }
+    return guard_pq_await(pq->conn, deadline);
+}
+
 /* One step of draining: 1 to go on, 0 when nothing is left, -1 past the deadline. */
 static int drain_step(guard_pq *pq, int *cancelled, guard_pq_deadline deadline)
 {
     PGconn *conn = pq->conn;
-    if (PQisBusy(conn)) {
-        cancel_once(pq, cancelled, deadline);
-    }
-    if (!guard_pq_await(conn, deadline)) {
+    if (!await_cancelling(pq, cancelled, deadline)) {
         return -1;
     }
     PGresult *result = PQgetResult(conn);
@@ -216,10 +237,7 @@ static int drain_pipeline(guard_pq *pq, guard_pq_deadline deadline)
         return 0;
     }
     while (PQstatus(conn) != CONNECTION_BAD) {
-        if (PQisBusy(conn)) {
-            cancel_once(pq, &cancelled, deadline);
-        }
-        if (!guard_pq_await(conn, deadline)) {
+        if (!await_cancelling(pq, &cancelled, deadline)) {
             return 0;
         }
         PGresult *result = PQgetResult(conn);

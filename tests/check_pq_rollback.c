@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* check_pq_rollback.c: getting out of whatever is in flight, in bounded time (behaviours 35 to 37). */
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -323,6 +324,52 @@ START_TEST(a_pipeline_that_still_runs_at_rollback_is_cancelled)
 }
 END_TEST
 
+/* A process has this signal waiting for it. */
+static int has_pending(int pid, int signal)
+{
+    char path[64], line[256];
+    unsigned long long pending = 0;
+    snprintf(path, sizeof(path), "/proc/%d/status", pid);
+    FILE *status = fopen(path, "r");
+    ck_assert_msg(status != NULL, "there is no %s", path);
+    while (fgets(line, sizeof(line), status) != NULL) {
+        unsigned long long mask;
+        if (sscanf(line, "SigPnd: %llx", &mask) == 1 || sscanf(line, "ShdPnd: %llx", &mask) == 1) {
+            pending |= mask;
+        }
+    }
+    fclose(status);
+    return (int)(pending >> (signal - 1) & 1);
+}
+
+/* Lets a stopped process go on as soon as a cancel has reached it. */
+static void *go_on_after_cancel(void *arg)
+{
+    const int *pid = arg;
+    struct timespec moment = {.tv_nsec = 1000000};
+    while (!has_pending(*pid, SIGINT)) {
+        nanosleep(&moment, NULL);
+    }
+    server_signal(*pid, SIGCONT);
+    return NULL;
+}
+
+/* Stopped before it reads the statement, the server has nothing to cancel when the cancel comes, and forgets it. */
+START_TEST(a_cancel_that_comes_before_its_statement_is_sent_again)
+{
+    GUARD_AUTO(s);
+    guard_pq *pq = open_pq(s);
+    guard_tx *tx = begin_and_insert(s, pq);
+    int pid = server_pid(guard_pq_raw(pq));
+    pthread_t thread;
+    server_signal(pid, SIGSTOP);
+    ck_assert(PQsendQuery(guard_pq_raw(pq), "SELECT pg_sleep(60)"));
+    ck_assert_int_eq(pthread_create(&thread, NULL, go_on_after_cancel, &pid), 0);
+    roll_back_quickly(pq, tx);
+    ck_assert_int_eq(pthread_join(thread, NULL), 0);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -341,6 +388,7 @@ int main(void)
         an_aborted_pipeline_at_rollback_is_synced_and_drained,
         a_raw_pipeline_at_rollback_is_synced_and_drained,
         a_pipeline_that_still_runs_at_rollback_is_cancelled,
+        a_cancel_that_comes_before_its_statement_is_sent_again,
     };
     return suite_run("pq_rollback", tests, sizeof tests / sizeof *tests);
 }
