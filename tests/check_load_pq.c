@@ -8,7 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -345,18 +344,18 @@ static void load_among_killers(uint64_t *state, int kills)
         start_process(&processes[i], 1 + i % 2);
     }
     for (int i = 0; i < kills; i++) {
-        rest(2000 + next_random(state) % 60000);
+        rest(1000 + next_random(state) % 30000);
         int victim = (int)(next_random(state) % PROCESSES);
-        if (next_random(state) % 3 == 0) {
+        if (next_random(state) % 2 == 0) {
             server_run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'guard-load' "
                        "ORDER BY random() LIMIT 2");
             continue;
         }
         kill(processes[victim], SIGKILL);
-        int status = 0;
-        ck_assert_int_eq(waitpid(processes[victim], &status, 0), processes[victim]);
-        ck_assert_msg(WIFSIGNALED(status) || WEXITSTATUS(status) == 3, "a loader ended with %d: %s",
-                      WEXITSTATUS(status), read_file("err"));
+        load_output output = load_wait(processes[victim]);
+        if (output.status != -SIGKILL) {
+            load_expect(output, 3); /* it had ended before */
+        }
         start_process(&processes[victim], 1 + victim % 2);
     }
     for (int i = 0; i < PROCESSES; i++) {
@@ -373,7 +372,7 @@ START_TEST(processes_and_backends_killed_at_random_leave_each_row_exactly_once)
         uint64_t seed = state;
         make_table("CREATE TABLE t(a int, b text)");
         load_expect(load_run(DB "--into t --status"), 0);
-        load_among_killers(&state, 8);
+        load_among_killers(&state, 16);
         ck_assert_msg(server_number("SELECT count(*) FROM t") == 5940, "round %d, seed %llu: %lld rows", round,
                       (unsigned long long)seed, (long long)server_number("SELECT count(*) FROM t"));
         check_numbers(6000);
@@ -490,16 +489,6 @@ START_TEST(a_signal_ends_it_after_whole_chunks_and_the_same_command_goes_on)
 }
 END_TEST
 
-/*
- * With AddressSanitizer, on a machine that was busy with other tests, a loader ended with 1 in the last test, and its words were
- * overwritten by the next one's: not understood yet, so it is left out there. Without it the test has no such failure.
- */
-#if defined(__SANITIZE_ADDRESS__)
-#define LEFT_OUT 1
-#else
-#define LEFT_OUT 0
-#endif
-
 int main(void)
 {
     const TTest *const tests[] = {
@@ -524,5 +513,5 @@ int main(void)
         a_signal_ends_it_after_whole_chunks_and_the_same_command_goes_on,
         processes_and_backends_killed_at_random_leave_each_row_exactly_once,
     };
-    return load_suite_run("load_pq", tests, sizeof tests / sizeof *tests - LEFT_OUT, LOAD_IN_MEMORY);
+    return load_suite_run("load_pq", tests, sizeof tests / sizeof *tests, LOAD_IN_MEMORY);
 }

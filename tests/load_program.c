@@ -125,6 +125,13 @@ static size_t split(char *text, char **words)
     return count;
 }
 
+/* Output goes to files of the process's own: several may run at the same time. */
+static const char *name_output(char *name, size_t size, const char *stream, pid_t process)
+{
+    snprintf(name, size, "%s.%d", stream, (int)process);
+    return name;
+}
+
 static void redirect(const char *file, int flags, int descriptor)
 {
     int opened = open(file, flags, 0666);
@@ -153,8 +160,9 @@ __attribute__((format(printf, 2, 0))) static pid_t start(const char *input, cons
         signal(SIGTERM, SIG_DFL);
         sigprocmask(SIG_SETMASK, &before, NULL);
         redirect(input, O_RDONLY, 0);
-        redirect("out", O_WRONLY | O_CREAT | O_TRUNC, 1);
-        redirect("err", O_WRONLY | O_CREAT | O_TRUNC, 2);
+        char name[64];
+        redirect(name_output(name, sizeof name, "out", getpid()), O_WRONLY | O_CREAT | O_TRUNC, 1);
+        redirect(name_output(name, sizeof name, "err", getpid()), O_WRONLY | O_CREAT | O_TRUNC, 2);
         execv(program, words);
         _exit(127);
     }
@@ -171,12 +179,20 @@ pid_t load_start(const char *format, ...)
     return process;
 }
 
+/* What it said; nothing where it was killed before it could. */
+static const char *read_output(const char *stream, pid_t process)
+{
+    char name[64];
+    name_output(name, sizeof name, stream, process);
+    return access(name, F_OK) == 0 ? read_file(name) : "";
+}
+
 load_output load_wait(pid_t process)
 {
     int status = 0;
     ck_assert_int_eq(waitpid(process, &status, 0), process);
-    return (load_output){WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status), read_file("out"),
-                         read_file("err")};
+    return (load_output){WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status), read_output("out", process),
+                         read_output("err", process)};
 }
 
 load_output load_run(const char *format, ...)

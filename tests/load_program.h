@@ -29,7 +29,7 @@ load_output load_run(const char *format, ...) __attribute__((format(printf, 1, 2
 /* The same with a file as standard input. */
 load_output load_run_input(const char *input, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* Starts it, its output in the files "out" and "err"; the process to wait for. */
+/* Starts it, its output in files of its own; the process to wait for. */
 pid_t load_start(const char *format, ...) __attribute__((format(printf, 1, 2)));
 load_output load_wait(pid_t process);
 

@@ -21,6 +21,7 @@
 #define STATEMENT_MS 600000
 /* Reruns after deadlocks are begun no later than this. */
 #define RERUN_MS 120000
+#define FIRST_FOR 0.1 /* seconds */
 #define BACKOFF_LEAST_MS 20
 #define BACKOFF_MOST_MS 1000
 
@@ -36,13 +37,6 @@ static pq_link *make_link(guard_scope *scope, const char *conninfo, double retry
     link->scope = scope;
     link->conninfo = conninfo;
     link->retry_for = retry_for;
-    return link;
-}
-
-pq_link *pq_link_open(guard_scope *scope, const char *conninfo, double retry_for)
-{
-    pq_link *link = make_link(scope, conninfo, retry_for);
-    connect_link(link);
     return link;
 }
 
@@ -85,6 +79,14 @@ static void reconnect(pq_link *link, double deadline)
     }
 }
 
+/* A wrong address or password is told at once; a connection that is killed while it is made is not taken for that. */
+pq_link *pq_link_open(guard_scope *scope, const char *conninfo, double retry_for)
+{
+    pq_link *link = make_link(scope, conninfo, retry_for);
+    reconnect(link, clock_seconds() + FIRST_FOR);
+    return link;
+}
+
 pq_link *pq_link_open_again(guard_scope *scope, const char *conninfo, double retry_for)
 {
     pq_link *link = make_link(scope, conninfo, retry_for);
@@ -100,8 +102,9 @@ static int is_lost(pq_link *link, const guard_result *result)
     if (!result->has_error || error->domain == GUARD_CANCELLED) {
         return 0;
     }
+    /* The transaction is over: a connection that is not at rest was given up, whatever the error is that was seen first. */
     PGconn *raw = guard_pq_raw(link->pq);
-    if (raw == NULL || PQstatus(raw) != CONNECTION_OK || (result->notes & GUARD_NOTE_POISONED)) {
+    if (raw == NULL || PQtransactionStatus(raw) != PQTRANS_IDLE || (result->notes & GUARD_NOTE_POISONED)) {
         return 1;
     }
     if (error->domain == GUARD_PQ && error->code == GUARD_PQ_CONNECTION) {
@@ -137,6 +140,9 @@ guard_outcome pq_link_transact(pq_link *link, guard_tx_fn *fn, void *arg, const 
                                    .probe = probe,
                                    .probe_key = probe_key};
     double deadline = 0;
+    if (link->pq == NULL) {
+        reconnect(link, clock_seconds() + link->retry_for);
+    }
     for (;;) {
         guard_outcome outcome = guard_pq_transact(link->pq, fn, arg, &options, result);
         link->retries += result->attempts > 1 ? result->attempts - 1 : 0;

@@ -192,33 +192,52 @@ static size_t give_up_before(const load_target *target, const char *digest, size
     return next;
 }
 
-static void do_nothing(guard_tx *tx, void *arg)
+/* So many at a time, each of which may have --max-row bytes. */
+#define REJECT_PAGE "64"
+
+typedef struct reject_page {
+    const load_target *target;
+    const char *digest;
+    guard_scope *scope;
+    uint64_t after; /* line */
+    PGresult *rows;
+} reject_page;
+
+static void read_page(guard_tx *tx, void *arg)
 {
-    (void)arg;
-    guard_pq_exec(NULL, guard_pq_of(tx), "SELECT 1");
+    reject_page *page = arg;
+    GUARD_AUTO(s);
+    const char *values[] = {page->target->table, page->digest, pq_number(s, page->after)};
+    guard_pq_params params = {.count = 3, .values = values, .binary_result = 1};
+    page->rows = guard_pq_exec_params(page->scope, guard_pq_of(tx),
+                                      "SELECT line::text, code, reason, row FROM guard_load_reject WHERE table_name = "
+                                      "$1 AND sha256 = $2 AND guard_load_reject.line > $3 ORDER BY "
+                                      "guard_load_reject.line LIMIT " REJECT_PAGE,
+                                      &params);
 }
 
+/* By pages, each of which is read again if the connection is lost meanwhile: fn cannot be called twice for a row. */
 void pq_reject_each(load_target *target, const char *digest, target_reject_fn *fn, void *arg)
 {
-    GUARD_AUTO(s);
-    /* fn cannot be called a second time for a row: the connection is made anew now, if it is lost. */
-    pq_link_run(target->link, do_nothing, NULL);
-    const char *values[] = {target->table, digest};
-    guard_pq_params params = {.count = 2, .values = values, .binary_result = 1};
-    guard_pq_stream *rows = guard_pq_stream_open(s, target->link->pq,
-                                                 "SELECT line::text, code, reason, row FROM guard_load_reject WHERE "
-                                                 "table_name = $1 AND sha256 = $2 ORDER BY guard_load_reject.line",
-                                                 &params);
+    reject_page page = {.target = target, .digest = digest};
     size_t given_up = 0;
-    for (PGresult *row; (row = guard_pq_stream_next(rows)) != NULL;) {
-        load_reject reject = {.at = {.line = pq_value(row, 0, 0)},
-                              .code = PQgetvalue(row, 0, 1),
-                              .reason = PQgetvalue(row, 0, 2),
-                              .raw = PQgetvalue(row, 0, 3),
-                              .raw_size = (size_t)PQgetlength(row, 0, 3)};
-        given_up = give_up_before(target, digest, given_up, reject.at.line, fn, arg);
-        fn(arg, &reject);
-    }
+    int count;
+    do {
+        GUARD_AUTO(s);
+        page.scope = s;
+        pq_link_run(target->link, read_page, &page);
+        count = PQntuples(page.rows);
+        for (int i = 0; i < count; i++) {
+            load_reject reject = {.at = {.line = pq_value(page.rows, i, 0)},
+                                  .code = PQgetvalue(page.rows, i, 1),
+                                  .reason = PQgetvalue(page.rows, i, 2),
+                                  .raw = PQgetvalue(page.rows, i, 3),
+                                  .raw_size = (size_t)PQgetlength(page.rows, i, 3)};
+            given_up = give_up_before(target, digest, given_up, reject.at.line, fn, arg);
+            fn(arg, &reject);
+            page.after = reject.at.line;
+        }
+    } while (count > 0);
     give_up_before(target, digest, given_up, UINT64_MAX, fn, arg);
 }
 
