@@ -123,9 +123,16 @@ static volatile int boom = 7; /* read each time, or the compiler takes the recur
 static NOINLINE void panic_10x10_frame(uint64_t *sum, int depth)
 {
     GUARD_AUTO(s);
-    for (int i = 0; i < 10; i++) {
-        guard_defer(s, bench_add, sum);
-    }
+    guard_defer(s, bench_add, sum);
+    guard_defer(s, bench_add, sum);
+    guard_defer(s, bench_add, sum);
+    guard_defer(s, bench_add, sum);
+    guard_defer(s, bench_add, sum);
+    guard_defer(s, bench_add, sum);
+    guard_defer(s, bench_add, sum);
+    guard_defer(s, bench_add, sum);
+    guard_defer(s, bench_add, sum);
+    guard_defer(s, bench_add, sum);
     if (depth > 1) {
         panic_10x10_frame(sum, depth - 1);
     } else if (boom != 0) {

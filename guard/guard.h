@@ -508,7 +508,11 @@ typedef struct guard_impl_border {
     guard_error *out;
     int code;
     volatile int state; /* read after a second return of setjmp */
-    jmp_buf env;
+    int is_short;       /* `frame` is set, not env */
+    union {
+        jmp_buf env;
+        void *frame[5]; /* of __builtin_setjmp */
+    };
 } guard_impl_border;
 
 /* States of a border; the last two are also what setjmp returns. */
@@ -576,7 +580,8 @@ static inline guard_scope *guard_impl_open(guard_scope *scope)
 {
     guard_impl_stack_t *stack = guard_impl_stack;
     if (GUARD_IMPL_UNLIKELY(stack == NULL)) {
-        return guard_impl_open_slow(scope);
+        guard_impl_open_slow(scope);
+        return scope; /* not the call's result: the compiler is to know which scope it is */
     }
     scope->head = NULL;
     scope->outer = stack->top;

@@ -314,7 +314,33 @@ void guard_unhold(guard_stack *stack, guard_error *error);
  * Takes the newest record off `scope` and runs it. `panic` is the panic that runs it, or NULL; `failed` tells how the scope ended.
  * Off before it runs: whatever it does, it never runs twice.
  */
-void guard_record_run(guard_stack *stack, guard_scope *scope, guard_recovery *panic, bool failed);
+static inline void guard_record_run(guard_stack *stack, guard_scope *scope, guard_recovery *panic, bool failed);
+
+/* The same for records that are not plain. */
+void guard_record_run_other(guard_stack *stack, guard_scope *scope, guard_recovery *panic, bool failed);
+
+static inline void guard_record_run(guard_stack *stack, guard_scope *scope, guard_recovery *panic, bool failed)
+{
+    guard_impl_record *record = scope->head;
+    if (GUARD_IMPL_UNLIKELY(record->flags != 0)) {
+        guard_record_run_other(stack, scope, panic, failed);
+        return;
+    }
+    guard_fn *fn = record->action.fn;
+    void *arg = record->arg;
+    scope->head = record->next;
+    __atomic_signal_fence(__ATOMIC_RELEASE);
+    guard_pool_give(guard_scope_pool(stack, scope), record);
+    fn(arg);
+}
+
+/* Whether a record with these flags runs when its scope ends, having failed or not. */
+static inline bool guard_record_is_due(uint32_t flags, bool failed)
+{
+    uint32_t when = flags & GUARD_IMPL_WHEN;
+    return GUARD_IMPL_LIKELY(when == GUARD_ALWAYS) || (when == GUARD_ON_FAILURE) == failed;
+}
+
 /* A record for a registration on `scope`: from its pool, else one that guard_reserve put aside; NULL when there is no memory. */
 guard_impl_record *guard_record_take(guard_stack *stack, guard_scope *scope);
 /* NULL if the thread can register on `scope`, else what is wrong with it and its guard_misuse_code. */
@@ -336,6 +362,23 @@ void guard_misuse_hold(guard_stack *stack, const guard_error *error);
 
 /* Standard error and the fatal handler; never returns. */
 GUARD_NORETURN void guard_report_uncaught(const guard_error *error);
+
+/*
+ * Whether guard_run's border uses the compiler's setjmp: where both compilers have it. Not under ThreadSanitizer, which must see every
+ * jump. A frame that has called it is left by it only: __builtin_longjmp must not be inlined into that frame.
+ */
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define JUMP_IS_SHORT 0
+#endif
+#endif
+#if !defined(JUMP_IS_SHORT)
+#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
+#define JUMP_IS_SHORT 1
+#else
+#define JUMP_IS_SHORT 0
+#endif
+#endif
 
 /* Every jump goes through here: tells AddressSanitizer, which must unpoison the frames that are left. */
 static inline void guard_before_jump(void)

@@ -108,17 +108,23 @@ static inline __attribute__((always_inline)) void leave_loop(guard_stack *stack,
     scope->flags |= SCOPE_LEAVING;
     while (scope->head != NULL) {
         guard_impl_record *record = scope->head;
+        uint32_t flags = record->flags;
         guard_fn *fn = leave_record;
         void *arg = scope;
         state.count++;
         if (GUARD_IMPL_UNLIKELY(stack->held == HELD_WAITING)) {
             fn = leave_held;
-        } else if (GUARD_IMPL_LIKELY(record->flags == 0)) {
-            fn = record->action.fn;
+        } else if (GUARD_IMPL_LIKELY((flags & ~(GUARD_IMPL_WHEN | GUARD_IMPL_KIND)) == 0)) {
+            fn = flags & GUARD_IMPL_KIND ? record->action.kind->release : record->action.fn;
             arg = record->arg;
             scope->head = record->next;
             __atomic_signal_fence(__ATOMIC_RELEASE);
-            guard_pool_give(&stack->pool, record);
+            record->generation++;
+            record->next = stack->hot.free;
+            stack->hot.free = record;
+            if (GUARD_IMPL_UNLIKELY(!guard_record_is_due(flags, scope->flags & SCOPE_FAILED))) {
+                continue;
+            }
         }
         guard_impl_call(arg, fn);
     }

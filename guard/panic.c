@@ -48,13 +48,12 @@ static void panic_complete(guard_recovery *panic)
 }
 
 /* What an automatic close inside a deferred function held back failed after the panic that runs the function. */
-static void panic_take_held(guard_stack *stack, guard_recovery *panic, guard_relation relation)
+static __attribute__((noinline)) void panic_take_held(guard_stack *stack, guard_recovery *panic,
+                                                      guard_relation relation)
 {
-    if (stack->held == HELD_WAITING) {
-        guard_error held;
-        guard_unhold(stack, &held);
-        guard_error_attach(panic->error, &held, relation);
-    }
+    guard_error held;
+    guard_unhold(stack, &held);
+    guard_error_attach(panic->error, &held, relation);
 }
 
 static const guard_scope *panic_end(const guard_recovery *panic)
@@ -101,10 +100,10 @@ static void panic_run(guard_stack *stack, guard_recovery *panic, const guard_sco
         scope->flags |= SCOPE_CLOSING | SCOPE_UNWINDING;
         for (; scope->head != NULL; count++) {
             guard_record_run(stack, scope, panic->recovered ? NULL : panic, true);
-            if (panic->recovered) {
+            if (GUARD_IMPL_UNLIKELY(panic->recovered)) {
                 stack->panic = panic->prev;
                 guard_raise_held(); /* a new panic, from here on */
-            } else {
+            } else if (GUARD_IMPL_UNLIKELY(stack->held == HELD_WAITING)) {
                 panic_take_held(stack, panic, GUARD_ATTACHED);
             }
         }
@@ -156,6 +155,16 @@ static guard_recovery *panic_unwind(guard_stack *stack, guard_recovery *panic)
     }
 }
 
+/* Never inlined into the frame that it jumps to, see JUMP_IS_SHORT. */
+GUARD_NORETURN static __attribute__((noinline)) void border_jump(guard_impl_border *border)
+{
+#if JUMP_IS_SHORT
+    __builtin_longjmp(border->frame, 1);
+#else
+    longjmp(border->env, border->state); /* not reached: no border is short */
+#endif
+}
+
 GUARD_NORETURN static void panic_land_border(guard_stack *stack, guard_recovery *panic)
 {
     guard_impl_border *border = panic->border;
@@ -168,12 +177,18 @@ GUARD_NORETURN static void panic_land_border(guard_stack *stack, guard_recovery 
         border->code = panic->error->code;
         border->state = GUARD_IMPL_CAUGHT;
         if (border->out != NULL) {
-            panic_complete(panic);
             guard_error_copy(border->out, panic->error);
+            if (panic->place != NULL) {
+                /* Not before: the copy would wait for the bytes just written. */
+                guard_error_place(border->out, panic->place);
+            }
         }
         errno = panic->error->os_error;
     }
     guard_before_jump();
+    if (border->is_short) {
+        border_jump(border);
+    }
     longjmp(border->env, border->state);
 }
 
@@ -217,14 +232,16 @@ GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error, const gu
 {
     guard_recovery here __attribute__((cleanup(panic_pass))) = {
         .prev = stack->panic, .error = error, .place = place, .border = stack->border};
-    panic_take_held(stack, &here, GUARD_REPLACED);
+    if (GUARD_IMPL_UNLIKELY(stack->held == HELD_WAITING)) {
+        panic_take_held(stack, &here, GUARD_REPLACED);
+    }
     panic_go(stack, &here);
 }
 
 GUARD_NORETURN void guard_raise_recovered(guard_stack *stack)
 {
-    guard_recovery here __attribute__((cleanup(panic_pass))) = {
-        .prev = stack->panic, .border = stack->border, .recovered = true};
+    guard_recovery here
+        __attribute__((cleanup(panic_pass))) = {.prev = stack->panic, .border = stack->border, .recovered = true};
     panic_go(stack, &here);
 }
 

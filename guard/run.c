@@ -7,7 +7,7 @@
  *                |  \---recovered------> RECOVERED (unlinked by it)     guard_run returns 0
  *                \---foreign unwind or return out of GUARD_TRY--> UNLINKED, by the cleanup attribute
  *
- * Invariant: stack->border is the innermost LINKED border, and its frame is live. One function calls setjmp for all guard_run.
+ * Invariant: stack->border is the innermost LINKED border, and its frame is live. guard_run calls setjmp in one place.
  */
 #include <errno.h>
 
@@ -21,6 +21,7 @@ static inline void border_link(guard_stack *stack, guard_impl_border *border, gu
     border->out = out;
     border->code = 0;
     border->state = GUARD_IMPL_LINKED;
+    border->is_short = 0;
     stack->border = border;
 }
 
@@ -100,18 +101,10 @@ static int run_without_memory(guard_error *out)
     return ENOMEM;
 }
 
-/* The thread has a stack and no panic is held. */
-static int run_border(guard_stack *stack, guard_fn *fn, void *arg, guard_error *out)
-{
-    guard_impl_border border __attribute__((cleanup(border_leave)));
-    border_link(stack, &border, out);
-    if (_setjmp(border.env) == 0) {
-        fn(arg);
-        border_unlink(stack, &border);
-    }
-    return border.code;
-}
-
+/*
+ * The compiler's own setjmp knows which registers this frame uses and neither mangles nor calls. It is called in this function, not in one
+ * that this calls: after a jump the processor foretells no return rightly, so each frame between the border and its caller costs.
+ */
 int guard_run(guard_fn *fn, void *arg, guard_error *out)
 {
     if (GUARD_IMPL_UNLIKELY(fn == NULL)) {
@@ -124,5 +117,17 @@ int guard_run(guard_fn *fn, void *arg, guard_error *out)
         }
         guard_raise_held();
     }
-    return run_border(guard_stack_own, fn, arg, out);
+    guard_stack *stack = guard_stack_own;
+    guard_impl_border border __attribute__((cleanup(border_leave)));
+    border_link(stack, &border, out);
+#if JUMP_IS_SHORT
+    border.is_short = 1;
+    if (__builtin_setjmp(border.frame) == 0) {
+#else
+    if (_setjmp(border.env) == 0) {
+#endif
+        fn(arg);
+        border_unlink(stack, &border);
+    }
+    return border.code;
 }

@@ -22,18 +22,6 @@ void guard_record_drop(guard_pool *pool, guard_impl_record *record)
     }
 }
 
-static bool record_is_due(uint32_t flags, bool failed)
-{
-    switch (flags & GUARD_IMPL_WHEN) {
-    case GUARD_ON_FAILURE:
-        return failed;
-    case GUARD_ON_SUCCESS:
-        return !failed;
-    default:
-        return true;
-    }
-}
-
 /* The bytes move to this frame, so that both records are free before fn runs, and fn may panic. */
 static void record_run_copy(guard_pool *pool, guard_impl_record *record)
 {
@@ -96,7 +84,7 @@ static void record_give_reserved(guard_pool *pool, guard_scope *scope, guard_imp
     scope->reserved = 0;
 }
 
-void guard_record_run(guard_stack *stack, guard_scope *scope, guard_recovery *panic, bool failed)
+void guard_record_run_other(guard_stack *stack, guard_scope *scope, guard_recovery *panic, bool failed)
 {
     guard_pool *pool = guard_scope_pool(stack, scope);
     guard_impl_record *record = scope->head;
@@ -112,7 +100,7 @@ void guard_record_run(guard_stack *stack, guard_scope *scope, guard_recovery *pa
         guard_impl_record copy = *record;
         guard_pool_give(pool, record);
         guard_inherited_run(pool, &copy);
-    } else if (!record_is_due(flags, failed)) {
+    } else if (!guard_record_is_due(flags, failed)) {
         guard_record_drop(pool, record);
         guard_pool_give(pool, record);
     } else if (flags & GUARD_IMPL_KIND) {
