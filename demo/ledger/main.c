@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * guard-ledger: accounts and transfers over HTTP, to see what libguard does for a service.
+ *
+ * SIGTERM and SIGINT drain it: no new requests; those under way have --drain-ms to end, are then cancelled by their next checkpoint and
+ * rolled back.
+ */
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <guard/guard.h>
+#include <guard/guard_cancel.h>
+
+#include "http.h"
+#include "options.h"
+#include "receipt.h"
+#include "routes.h"
+#include "service.h"
+
+/* After the requests were cancelled: what they have to roll back. */
+enum { ROLLBACK_MS = 5000 };
+
+typedef struct ledger_program {
+    int argc;
+    char **argv;
+} ledger_program;
+
+static const store_driver *driver_of(const ledger_options *options)
+{
+    if (!options->postgres) {
+        return &sqlite_store;
+    }
+#ifdef LEDGER_WITH_PQ
+    return &pq_store;
+#else
+    guard_panic(EXIT_USAGE, "this guard-ledger is built without PostgreSQL");
+#endif
+}
+
+/* Only the thread that waits for them takes these signals; *before is the mask to wait with. */
+static void hold_signals(sigset_t *before)
+{
+    sigset_t held;
+    sigemptyset(&held);
+    sigaddset(&held, SIGTERM);
+    sigaddset(&held, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &held, before);
+}
+
+static void serve(const ledger_options *options)
+{
+    GUARD_AUTO(s);
+    sigset_t waiting;
+    hold_signals(&waiting);
+    service_open(s, options->log);
+    ledger l = {options, driver_of(options)->open(s, options)};
+    receipt_mend_all(options->receipts, l.store);
+    guard_cancel_on_signal(SIGTERM, (int)options->drain_ms);
+    guard_cancel_on_signal(SIGINT, (int)options->drain_ms);
+    http_server *server = http_open(s, options, routes_handle, &l);
+    int six = strchr(options->listen, ':') != NULL;
+    printf("guard-ledger: http://%s%s%s:%u/\n", six ? "[" : "", options->listen, six ? "]" : "", http_port(server));
+    fflush(stdout);
+    while (guard_cancel_signal() == 0) {
+        ppoll(NULL, 0, NULL, &waiting);
+    }
+    http_drain(server, (int64_t)options->drain_ms + ROLLBACK_MS);
+}
+
+static void run(void *arg)
+{
+    ledger_program *program = arg;
+    GUARD_AUTO(s);
+    const ledger_options *options = options_read(s, program->argc, program->argv);
+    switch (options->action) {
+    case ACTION_HELP:
+        fputs(options_help, stdout);
+        break;
+    case ACTION_VERSION:
+        printf("guard-ledger (libguard) %d.%d.%d\n", GUARD_VERSION_MAJOR, GUARD_VERSION_MINOR, GUARD_VERSION_PATCH);
+        break;
+    case ACTION_SERVE:
+        serve(options);
+        break;
+    }
+}
+
+/* A descriptor of 0 to 2 that is closed would be given to a file that is opened, and what is said would be written into it. */
+static void open_standard_descriptors(void)
+{
+    int descriptor;
+    do {
+        descriptor = open("/dev/null", O_RDWR);
+    } while (descriptor >= 0 && descriptor <= STDERR_FILENO);
+    if (descriptor >= 0) {
+        close(descriptor);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    open_standard_descriptors();
+    signal(SIGPIPE, SIG_IGN);
+    ledger_program program = {argc, argv};
+    guard_error error;
+    if (guard_run(run, &program, &error) == 0) {
+        return EXIT_SERVED;
+    }
+    int usage = error.domain == GUARD_USER && error.code == EXIT_USAGE;
+    fprintf(stderr, "guard-ledger: %s%s\n", error.message, usage ? " (see guard-ledger --help)" : "");
+    return usage ? EXIT_USAGE : EXIT_FAILED;
+}

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * service.h: the border around each request, what is logged of it, and what is counted.
+ */
+#ifndef LEDGER_SERVICE_H
+#define LEDGER_SERVICE_H
+
+#include <guard/guard.h>
+#include <guard/tx.h>
+#include <jansson.h>
+#include <stdio.h>
+
+/* How a call ended that did not return. */
+typedef struct service_failure {
+    int status;  /* of HTTP */
+    char id[17]; /* names the line of the log; "" for a refusal, which has none */
+    guard_error error;
+} service_failure;
+
+/* Opens the log, for the scope; NULL is standard error. */
+void service_open(guard_scope *scope, const char *log);
+
+/*
+ * Runs fn(arg) with a deadline: 0, or not with *failure filled. A panic is logged and counted, and the thread goes on. `what` is
+ * for the log. Any thread.
+ */
+int service_call(guard_fn *fn, void *arg, const char *what, int64_t deadline_ms, service_failure *failure);
+
+/* Logs what fails nothing. Any thread, never panics. */
+void service_note(const char *what, const guard_error *error);
+
+/* Counts an answer, a transaction. Any thread. */
+void service_answered(int status);
+void service_count(guard_outcome outcome);
+
+/* What was counted, and the newest lines of the log: for the page. The scope's. */
+json_t *service_status(guard_scope *scope);
+
+/* The same in the Prometheus text format. */
+void service_metrics(FILE *out);
+
+#endif

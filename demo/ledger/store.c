@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: MIT */
+#include "store.h"
+
+#include <guard/guard_file.h>
+
+const char *store_seed_name(guard_scope *scope, uint64_t n)
+{
+    static const char *const names[] = {"Ada", "Barbara", "Claude", "Donald", "Edsger", "Frances", "Grace", "Hedy"};
+    const uint64_t count = sizeof names / sizeof *names;
+    return n < count
+               ? names[n]
+               : guard_memory_format(scope, NULL, "%s %llu", names[n % count], (unsigned long long)(n / count + 1));
+}

@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: MIT */
+/* guard-ledger as its clients see it, on SQLite; compiled with LEDGER_ON_PQ, on PostgreSQL. */
+#include <inttypes.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "ledger_program.h"
+
+enum { TOTAL = 800000 };
+
+/* ---------------------------------------------------------------------------------------------- transfers -- */
+
+START_TEST(a_transfer_moves_the_money_and_leaves_a_receipt)
+{
+    ledger_process ledger = ledger_start(NULL);
+    ledger_answer answer = ledger_transfer(&ledger, 1, 2, 1250, "first", NULL);
+    ck_assert_msg(answer.status == 201, "%d %s", answer.status, answer.text);
+    ck_assert_int_eq(ledger_number(answer.text, "amount"), 1250);
+    ck_assert_int_eq(ledger_balance(&ledger, 1), 98750);
+    ck_assert_int_eq(ledger_balance(&ledger, 2), 101250);
+    ck_assert_int_eq(ledger_expect_sound(&ledger), 1);
+    ck_assert_int_eq(ledger_stop(&ledger, SIGTERM), 0);
+}
+END_TEST
+
+START_TEST(a_key_is_one_transfer_with_one_answer)
+{
+    ledger_process ledger = ledger_start(NULL);
+    ledger_answer first = ledger_transfer(&ledger, 1, 2, 1250, "key", NULL);
+    ledger_answer second = ledger_transfer(&ledger, 1, 2, 1250, "key", NULL);
+    ck_assert_int_eq(first.status, 201);
+    ck_assert_int_eq(second.status, 201);
+    ck_assert_int_eq(first.replayed, 0);
+    ck_assert_int_eq(second.replayed, 1);
+    ck_assert_str_eq(first.text, second.text);
+    ck_assert_int_eq(ledger_transfer(&ledger, 1, 2, 1251, "key", NULL).status, 422);
+    ck_assert_int_eq(ledger_balance(&ledger, 1), 98750);
+    /* What failed did not use its key up. */
+    ck_assert_int_eq(ledger_transfer(&ledger, 1, 2, 1, "other", "debit").status, 500);
+    second = ledger_transfer(&ledger, 1, 2, 1, "other", NULL);
+    ck_assert_int_eq(second.status, 201);
+    ck_assert_int_eq(second.replayed, 0);
+    ck_assert_int_eq(ledger_expect_sound(&ledger), 2);
+    /* Also after a restart. */
+    ck_assert_int_eq(ledger_stop(&ledger, SIGTERM), 0);
+    ledger = ledger_start(NULL);
+    second = ledger_transfer(&ledger, 1, 2, 1250, "key", NULL);
+    ck_assert_str_eq(first.text, second.text);
+    ck_assert_int_eq(second.replayed, 1);
+    ck_assert_int_eq(ledger_expect_sound(&ledger), 2);
+}
+END_TEST
+
+START_TEST(what_cannot_be_is_refused_and_changes_nothing)
+{
+    static const struct {
+        const char *method, *path, *key, *body;
+        int status;
+    } cases[] = {
+        {"POST", "/transfers", NULL, "{\"from\":1,\"to\":99,\"amount\":1}", 404},
+        {"POST", "/transfers", NULL, "{\"from\":99,\"to\":1,\"amount\":1}", 404},
+        {"POST", "/transfers", NULL, "{\"from\":1,\"to\":2,\"amount\":100001}", 409},
+        {"POST", "/transfers", NULL, "{\"from\":1,\"to\":1,\"amount\":1}", 422},
+        {"POST", "/transfers", NULL, "{\"from\":1,\"to\":2,\"amount\":0}", 400},
+        {"POST", "/transfers", NULL, "{\"from\":1,\"to\":2,\"amount\":-5}", 400},
+        {"POST", "/transfers", NULL, "{\"from\":1,\"to\":2,\"amount\":1.5}", 400},
+        {"POST", "/transfers", NULL, "{\"from\":1,\"to\":2,\"amount\":\"1\"}", 400},
+        {"POST", "/transfers", NULL, "{\"from\":1,\"to\":2,\"amount\":9223372036854775807}", 400},
+        {"POST", "/transfers", NULL, "{\"from\":1,\"to\":2,\"amount\":9223372036854775808}", 400},
+        {"POST", "/transfers", NULL, "{\"from\":1,\"to\":2}", 400},
+        {"POST", "/transfers", NULL, "{\"from\":1,\"to\":2,\"amount\":1,\"amount\":2}", 400},
+        {"POST", "/transfers", NULL, "[1,2,3]", 400},
+        {"POST", "/transfers", NULL, "{", 400},
+        {"POST", "/transfers", NULL, "\xff\xfe", 400},
+        {"POST", "/transfers", NULL, "", 400},
+        {"POST", "/transfers", "has a blank", "{\"from\":1,\"to\":2,\"amount\":1}", 400},
+        {"POST", "/transfers", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+         "{\"from\":1,\"to\":2,\"amount\":1}", 400},
+        {"PUT", "/transfers", NULL, "{}", 405},
+        {"DELETE", "/accounts", NULL, NULL, 405},
+        {"POST", "/metrics", NULL, "{}", 405},
+        {"GET", "/nowhere", NULL, NULL, 404},
+        {"GET", "/transfers?limit=0", NULL, NULL, 400},
+        {"GET", "/transfers?limit=1x", NULL, NULL, 400},
+        {"GET", "/transfers?before=99999999999999999999", NULL, NULL, 400},
+    };
+    ledger_process ledger = ledger_start(NULL);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        ledger_answer answer = ledger_ask(&ledger, cases[i].method, cases[i].path, cases[i].key, NULL, cases[i].body);
+        char text[512];
+        ck_assert_msg(answer.status == cases[i].status, "%s %s %s: %d instead of %d, %s", cases[i].method,
+                      cases[i].path, cases[i].body != NULL ? cases[i].body : "", answer.status, cases[i].status,
+                      answer.text);
+        ledger_text(answer.text, "error", text, sizeof text);
+    }
+    ck_assert_int_eq(ledger_ask_as(&ledger, "text/plain", "{\"from\":1,\"to\":2,\"amount\":1}").status, 415);
+    ck_assert_int_eq(ledger_total(&ledger), TOTAL);
+    ck_assert_int_eq(ledger_expect_sound(&ledger), 0);
+    /* They are the clients' faults: none is a panic of the service. */
+    ck_assert_int_eq(ledger_metric(&ledger, "ledger_panics_total"), 0);
+}
+END_TEST
+
+START_TEST(what_is_too_long_is_refused)
+{
+    ledger_process ledger = ledger_start(NULL);
+    static char body[3 * 4096];
+    static char path[400];
+    memset(body, ' ', sizeof body - 1);
+    memset(path, 'a', sizeof path - 1);
+    path[0] = '/';
+    ck_assert_int_eq(ledger_ask(&ledger, "POST", "/transfers", NULL, NULL, body).status, 413);
+    ck_assert_int_eq(ledger_ask(&ledger, "GET", path, NULL, NULL, NULL).status, 414);
+    ck_assert_int_eq(ledger_transfer(&ledger, 1, 2, 1, NULL, NULL).status, 201);
+}
+END_TEST
+
+/* ------------------------------------------------------------------------------------------------- chaos -- */
+
+static void expect_chaos(const ledger_process *ledger, const char *kind)
+{
+    char id[64];
+    int64_t panics = ledger_metric(ledger, "ledger_panics_total");
+    ledger_answer answer = ledger_transfer(ledger, 1, 2, 500, kind, kind);
+    ck_assert_msg(answer.status == 500 || answer.status == 503, "%s: %d %s", kind, answer.status, answer.text);
+    ledger_text(answer.text, "id", id, sizeof id);
+    ck_assert_msg(ledger_log_has(id), "%s: the log does not have %s", kind, id);
+    ck_assert_msg(ledger_balance(ledger, 1) == 100000, "%s changed the account", kind);
+    ck_assert_msg(ledger_metric(ledger, "ledger_panics_total") == panics + 1, "%s is not counted", kind);
+    answer = ledger_transfer(ledger, 2, 1, 1, NULL, NULL);
+    ck_assert_msg(answer.status == 201, "after %s: %d %s", kind, answer.status, answer.text);
+    answer = ledger_transfer(ledger, 1, 2, 1, NULL, NULL);
+    ck_assert_msg(answer.status == 201, "after %s: %d %s", kind, answer.status, answer.text);
+}
+
+START_TEST(every_chaos_is_answered_and_logged_and_changes_nothing)
+{
+    static const char *const kinds[] = {"panic", "debit", "sleep", "kill"};
+    ledger_process ledger = ledger_start((const char *const[]){"--request-ms", "500", NULL});
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        expect_chaos(&ledger, kinds[i]);
+    }
+    ck_assert_int_eq(ledger_transfer(&ledger, 1, 2, 1, NULL, "earthquake").status, 400);
+    ck_assert_int_eq(ledger_expect_sound(&ledger), 8);
+    ck_assert_int_eq(ledger_stop(&ledger, SIGTERM), 0);
+}
+END_TEST
+
+START_TEST(every_page_answers)
+{
+    static const char *const paths[] = {"/", "/accounts", "/transfers", "/status", "/metrics", "/healthz"};
+    ledger_process ledger = ledger_start(NULL);
+    ledger_transfer(&ledger, 1, 2, 1, NULL, "panic");
+    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
+        ledger_answer answer = ledger_ask(&ledger, "GET", paths[i], NULL, NULL, NULL);
+        ck_assert_msg(answer.status == 200 && answer.text[0] != '\0', "%s: %d", paths[i], answer.status);
+    }
+    ledger_answer status = ledger_ask(&ledger, "GET", "/status", NULL, NULL, NULL);
+    ck_assert_int_eq(ledger_number(status.text, "total"), TOTAL);
+    ck_assert_int_eq(ledger_number(status.text, "panics"), 1);
+    ck_assert_int_eq(ledger_number(status.text, "log.written"), 1);
+}
+END_TEST
+
+/* -------------------------------------------------------------------------------------------------- load -- */
+
+typedef struct client {
+    pthread_t thread;
+    const ledger_process *ledger;
+    int number;
+    int requests;
+    int made;      /* 201 */
+    int failed;    /* 500 or 503, as asked for */
+    int surprises; /* anything else */
+    int last;      /* the key of the latest 201 */
+} client;
+
+/* Both ways between all accounts; every tenth request is chaos. */
+static void *transfer_much(void *arg)
+{
+    static const char *const kinds[] = {"panic", "debit", "kill"};
+    client *c = arg;
+    for (int i = 0; i < c->requests; i++) {
+        char key[64];
+        snprintf(key, sizeof key, "%d-%d", c->number, i);
+        const char *chaos = i % 10 == 9 ? kinds[i / 10 % 3] : NULL;
+        int from = 1 + (c->number + i) % 8;
+        int to = 1 + (c->number + i + 1 + i % 7) % 8;
+        ledger_answer answer = ledger_transfer(c->ledger, from, to, 1 + i, key, chaos);
+        if (answer.status == 201 && chaos == NULL) {
+            c->made++;
+            c->last = i;
+        } else if ((answer.status == 500 || answer.status == 503) && chaos != NULL) {
+            c->failed++;
+        } else if (answer.status == 0) {
+            break; /* the ledger is gone */
+        } else {
+            c->surprises++;
+            fprintf(stderr, "%s: %d %s\n", key, answer.status, answer.text);
+        }
+    }
+    return NULL;
+}
+
+static size_t descriptors(const ledger_process *ledger)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/fd", (int)ledger->pid);
+    return ledger_entries(path);
+}
+
+static size_t threads(const ledger_process *ledger)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/task", (int)ledger->pid);
+    return ledger_entries(path);
+}
+
+enum { CLIENTS = 6, REQUESTS = 40 };
+
+static void start_clients(client *clients, const ledger_process *ledger, int requests)
+{
+    for (int i = 0; i < CLIENTS; i++) {
+        clients[i] = (client){.ledger = ledger, .number = i, .requests = requests, .last = -1};
+        ck_assert_int_eq(pthread_create(&clients[i].thread, NULL, transfer_much, &clients[i]), 0);
+    }
+}
+
+/* Connections end a moment after their answers. */
+static void wait_until_few(size_t (*count)(const ledger_process *), const ledger_process *ledger, size_t most,
+                           const char *what)
+{
+    struct timespec pause = {.tv_nsec = 5000000};
+    size_t found = 0;
+    for (int tries = 0; tries < 1000; tries++) {
+        found = count(ledger);
+        if (found <= most) {
+            return;
+        }
+        nanosleep(&pause, NULL);
+    }
+    ck_abort_msg("%zu %s, %zu before", found, what, most);
+}
+
+START_TEST(under_load_and_chaos_no_money_and_nothing_else_is_lost)
+{
+    ledger_process ledger = ledger_start((const char *const[]){"--request-ms", "30000", NULL});
+    client clients[CLIENTS];
+    /* What it keeps for good, such as the pool's connections, is there after a first load. */
+    start_clients(clients, &ledger, REQUESTS);
+    int made = 0;
+    for (int i = 0; i < CLIENTS; i++) {
+        pthread_join(clients[i].thread, NULL);
+        ck_assert_int_eq(clients[i].surprises, 0);
+        made += clients[i].made;
+        ck_assert_int_eq(clients[i].failed, REQUESTS / 10);
+    }
+    ck_assert_int_eq(made, CLIENTS * REQUESTS * 9 / 10);
+    ck_assert_int_eq(ledger_expect_sound(&ledger), made);
+    ck_assert_int_eq(ledger_total(&ledger), TOTAL);
+    /* 10 of a pool, and what a quiet ledger has: no request left anything. */
+    wait_until_few(descriptors, &ledger, 40, "descriptors");
+    wait_until_few(threads, &ledger, 8, "threads");
+    ck_assert_int_eq(ledger_stop(&ledger, SIGTERM), 0);
+}
+END_TEST
+
+/* ------------------------------------------------------------------------------------------------- ending -- */
+
+static void *sleep_in_transaction(void *arg)
+{
+    client *c = arg;
+    ledger_answer answer = ledger_transfer(c->ledger, 1, 2, 500, "asleep", "sleep");
+    c->made = answer.status;
+    return NULL;
+}
+
+START_TEST(sigterm_cancels_a_request_at_the_deadline_and_rolls_it_back)
+{
+    ledger_process ledger = ledger_start((const char *const[]){"--request-ms", "60000", "--drain-ms", "200", NULL});
+    client c = {.ledger = &ledger};
+    ck_assert_int_eq(pthread_create(&c.thread, NULL, sleep_in_transaction, &c), 0);
+    /* The request for the metrics is one itself. */
+    ledger_wait_metric(&ledger, "ledger_requests_under_way", 2);
+    ledger_process copy = ledger;
+    ck_assert_int_eq(ledger_stop(&copy, SIGTERM), 0);
+    pthread_join(c.thread, NULL);
+    ck_assert_msg(c.made == 503, "the request was answered with %d", c.made);
+    ck_assert_msg(ledger_log_has("\"domain\":\"cancelled\""), "the log does not have it");
+    ledger = ledger_start(NULL);
+    ck_assert_int_eq(ledger_expect_sound(&ledger), 0);
+}
+END_TEST
+
+START_TEST(sigterm_lets_requests_end)
+{
+    ledger_process ledger = ledger_start((const char *const[]){"--request-ms", "400", "--drain-ms", "30000", NULL});
+    client c = {.ledger = &ledger};
+    ck_assert_int_eq(pthread_create(&c.thread, NULL, sleep_in_transaction, &c), 0);
+    ledger_wait_metric(&ledger, "ledger_requests_under_way", 2);
+    ledger_process copy = ledger;
+    /* It ends when the request has, by its own deadline: long before the 30 s. */
+    ck_assert_int_eq(ledger_stop(&copy, SIGTERM), 0);
+    pthread_join(c.thread, NULL);
+    ck_assert_int_eq(c.made, 503);
+    ck_assert_msg(ledger_log_has("\"domain\":\"timeout\""), "the log does not have it");
+}
+END_TEST
+
+START_TEST(sigkill_loses_no_transfer_that_was_answered)
+{
+    ledger_process ledger = ledger_start((const char *const[]){"--request-ms", "30000", NULL});
+    client clients[CLIENTS];
+    start_clients(clients, &ledger, 100000);
+    struct timespec pause = {.tv_nsec = 5000000};
+    while (ledger_metric(&ledger, "ledger_transfers_total{outcome=\"committed\"}") < 100) {
+        nanosleep(&pause, NULL);
+    }
+    ledger_process copy = ledger;
+    ck_assert_int_eq(ledger_stop(&copy, SIGKILL), -SIGKILL);
+    for (int i = 0; i < CLIENTS; i++) {
+        pthread_join(clients[i].thread, NULL);
+        ck_assert_int_eq(clients[i].surprises, 0);
+    }
+    ledger = ledger_start(NULL);
+    int made = 0;
+    for (int i = 0; i < CLIENTS; i++) {
+        int last = clients[i].last;
+        char key[64];
+        snprintf(key, sizeof key, "%d-%d", i, last);
+        if (last >= 0) {
+            ledger_answer again = ledger_transfer(&ledger, 1 + (i + last) % 8, 1 + (i + last + 1 + last % 7) % 8,
+                                                  1 + last, key, NULL);
+            ck_assert_msg(again.status == 201 && again.replayed, "%s: %d %s", key, again.status, again.text);
+        }
+        made += clients[i].made;
+    }
+    int64_t found = ledger_expect_sound(&ledger);
+    ck_assert_msg(found >= made && found <= made + CLIENTS, "%" PRId64 " transfers, %d were answered", found, made);
+    ck_assert_int_eq(ledger_total(&ledger), TOTAL);
+}
+END_TEST
+
+int main(void)
+{
+    const TTest *const tests[] = {a_transfer_moves_the_money_and_leaves_a_receipt,
+                                  a_key_is_one_transfer_with_one_answer,
+                                  what_cannot_be_is_refused_and_changes_nothing,
+                                  what_is_too_long_is_refused,
+                                  every_chaos_is_answered_and_logged_and_changes_nothing,
+                                  every_page_answers,
+                                  under_load_and_chaos_no_money_and_nothing_else_is_lost,
+                                  sigterm_cancels_a_request_at_the_deadline_and_rolls_it_back,
+                                  sigterm_lets_requests_end,
+                                  sigkill_loses_no_transfer_that_was_answered};
+    return ledger_suite_run("ledger", tests, sizeof tests / sizeof *tests);
+}
