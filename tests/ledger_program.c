@@ -23,7 +23,7 @@
 
 enum { ACCOUNTS = 8, SEEDED = 100000 };
 
-static char program[4096];
+static char programs[4096]; /* their folder */
 static char folder[] = "/tmp/guard-ledger-test-XXXXXX";
 
 /* ------------------------------------------------------------------------------------------------- folder -- */
@@ -39,9 +39,9 @@ static int remove_entry(const char *path, const struct stat *status, int type, s
 static void make_folder(void)
 {
     const char *build = getenv("builddir");
-    snprintf(program, sizeof program, "%s/demo/guard-ledger", build != NULL ? build : ".");
-    if (access(program, X_OK) != 0) {
-        ck_abort_msg("%s: %s; run by make check, or with builddir set", program, strerror(errno));
+    snprintf(programs, sizeof programs, "%s/demo", build != NULL ? build : ".");
+    if (access(programs, X_OK) != 0) {
+        ck_abort_msg("%s: %s; run by make check, or with builddir set", programs, strerror(errno));
     }
     if (mkdtemp(folder) == NULL) {
         ck_abort_msg("%s: %s", folder, strerror(errno));
@@ -88,8 +88,10 @@ int ledger_suite_run(const char *name, const TTest *const *tests, size_t count)
 
 /* ------------------------------------------------------------------------------------------------ process -- */
 
-static void run_program(const char *const *more, int out)
+static void run_program(const char *name, const char *const *more, int out)
 {
+    char program[sizeof programs + 64];
+    snprintf(program, sizeof program, "%s/%s", programs, name);
     const char *words[32] = {program,         "--port", "0",          "--seed",   "8",    "--chaos",
                              "--log",         "log",    "--receipts", "receipts", "--db",
 #ifdef LEDGER_ON_PQ
@@ -111,7 +113,7 @@ static void run_program(const char *const *more, int out)
     _exit(127);
 }
 
-ledger_process ledger_start(const char *const *more)
+ledger_process ledger_start_program(const char *name, const char *const *more)
 {
     ledger_process ledger = {0};
     int ends[2];
@@ -119,7 +121,7 @@ ledger_process ledger_start(const char *const *more)
     ledger.pid = fork();
     ck_assert_int_ge(ledger.pid, 0);
     if (ledger.pid == 0) {
-        run_program(more, ends[1]);
+        run_program(name, more, ends[1]);
     }
     close(ends[1]);
     FILE *out = fdopen(ends[0], "r");
@@ -130,6 +132,11 @@ ledger_process ledger_start(const char *const *more)
     ck_assert_msg(address != NULL, "it did not say its address but: %s", line);
     snprintf(ledger.address, sizeof ledger.address, "%.*s", (int)strcspn(address, "\n") - 1, address);
     return ledger;
+}
+
+ledger_process ledger_start(const char *const *more)
+{
+    return ledger_start_program("guard-ledger", more);
 }
 
 int ledger_stop(ledger_process *ledger, int signal)

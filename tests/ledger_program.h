@@ -28,6 +28,9 @@ typedef struct ledger_process {
  */
 ledger_process ledger_start(const char *const *more);
 
+/* The same with another program of demo/, which has a ledger's options. */
+ledger_process ledger_start_program(const char *name, const char *const *more);
+
 /* Sends the signal and waits: the exit status, or -SIGNAL. */
 int ledger_stop(ledger_process *ledger, int signal);
 
