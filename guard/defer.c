@@ -169,11 +169,29 @@ static void *copy_place(guard_stack *stack, guard_scope *scope, size_t size, uin
     return bytes;
 }
 
+/* The usual case: few bytes, and two records at hand. */
+static guard_ticket defer_copy_inline(guard_impl_stack_t *stack, guard_scope *scope, const defer_work *work,
+                                      size_t size, const guard_place *place)
+{
+    guard_impl_record *record = stack->free;
+    guard_impl_record *bytes = record->next;
+    stack->free = bytes->next;
+    bytes->flags = GUARD_IMPL_INERT;
+    memcpy(bytes, work->arg, size);
+    defer_work copied = {work->fn, NULL, bytes, GUARD_IMPL_COPY};
+    return defer_link(scope, record, &copied, place);
+}
+
 guard_ticket guard_impl_defer_copy(guard_scope *scope, guard_fn *fn, const void *data, size_t size,
                                    const guard_place *place)
 {
     /* fn gets the address of the original only when nothing can be registered. */
     defer_work work = {fn, NULL, (void *)(uintptr_t)data, 0};
+    guard_impl_stack_t *hot = guard_impl_stack;
+    if (GUARD_IMPL_LIKELY(hot != NULL && scope != NULL && scope->stack == hot && fn != NULL && data != NULL &&
+                          size <= GUARD_COPY_INLINE && hot->free != NULL && hot->free->next != NULL)) {
+        return defer_copy_inline(hot, scope, &work, size, place);
+    }
     if (data == NULL && size != 0) {
         work.fn = NULL; /* it cannot be run */
     }
