@@ -29,8 +29,16 @@ static const char *path_end(const char *path)
 
 void guard_error_place(guard_error *error, const guard_place *place)
 {
-    guard_text_copy(error->file, sizeof error->file, path_end(place->file));
-    guard_text_copy(error->function, sizeof error->function, place->function);
+    if (GUARD_IMPL_LIKELY(place->name_length != 0 && place->name_length < sizeof error->file)) {
+        memcpy(error->file, place->file + place->name_at, place->name_length + 1U);
+    } else {
+        guard_text_copy(error->file, sizeof error->file, path_end(place->file));
+    }
+    if (GUARD_IMPL_LIKELY(place->function_length != 0 && place->function_length < sizeof error->function)) {
+        memcpy(error->function, place->function, place->function_length + 1U);
+    } else {
+        guard_text_copy(error->function, sizeof error->function, place->function);
+    }
     error->line = place->line;
 }
 

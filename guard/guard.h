@@ -140,18 +140,38 @@ typedef struct guard_error {
     guard_cause causes[GUARD_CAUSES];
 } guard_error;
 
-/* A place in the program's source; made by GUARD_HERE, never freed. */
+/*
+ * A place in the program's source; made by GUARD_HERE, never freed. The lengths may be 0, then they are counted when they are needed: they
+ * are known when the program is compiled, and a panic that counted them took a fifth longer.
+ */
 typedef struct guard_place {
     const char *file;
     const char *function;
     uint32_t line;
+    uint16_t name_at;        /* where the last part of file begins */
+    uint8_t name_length;     /* of that part */
+    uint8_t function_length; /* of function */
 } guard_place;
 
-#define GUARD_HERE                                                             \
-    (__extension__({                                                           \
-        static const guard_place guard_here_ = {__FILE__, __func__, __LINE__}; \
-        &guard_here_;                                                          \
+#define GUARD_HERE                                                                       \
+    (__extension__({                                                                     \
+        static const guard_place guard_here_ = {__FILE__,                                \
+                                                __func__,                                \
+                                                __LINE__,                                \
+                                                GUARD_IMPL_NAME_AT,                      \
+                                                GUARD_IMPL_LENGTH(GUARD_IMPL_FILE_NAME), \
+                                                GUARD_IMPL_LENGTH(__func__)};            \
+        &guard_here_;                                                                    \
     }))
+
+/* Without __FILE_NAME__ (gcc 12, clang 9) the last part is looked for. */
+#ifdef __FILE_NAME__
+#define GUARD_IMPL_FILE_NAME __FILE_NAME__
+#else
+#define GUARD_IMPL_FILE_NAME ""
+#endif
+#define GUARD_IMPL_NAME_AT ((uint16_t)(sizeof __FILE__ - sizeof GUARD_IMPL_FILE_NAME))
+#define GUARD_IMPL_LENGTH(text) ((uint8_t)(sizeof(text) <= UINT8_MAX ? sizeof(text) - 1 : 0))
 
 /* Fills *error: clears it, sets domain, code (0 becomes -1) and the message as printf does. Any thread. */
 GUARD_API void guard_error_set(guard_error *error, int domain, int code, const char *format, ...) GUARD_PRINTF(4, 5);

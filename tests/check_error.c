@@ -85,8 +85,10 @@ static void raise_at_a_long_path(void *arg)
 
 START_TEST(a_place_keeps_the_last_part_of_its_path)
 {
-    static const guard_place place = {"/a/very/long/folder/and/the_name_of_a_file_that_does_not_fit_into_its_field.c",
-                                      "a_function_with_a_name_that_does_not_fit_either", 77};
+    static const guard_place place = {
+        .file = "/a/very/long/folder/and/the_name_of_a_file_that_does_not_fit_into_its_field.c",
+        .function = "a_function_with_a_name_that_does_not_fit_either",
+        .line = 77};
     ck_assert_int_eq(guard_run(raise_at_a_long_path, (void *)(uintptr_t)&place, &error), 1);
     ck_assert_str_eq(error.file, "the_name_of_a_file_that_does_not_fit_into_its_f");
     ck_assert_str_eq(error.function, "a_function_with_a_name_that_does_not_fi");
