@@ -349,6 +349,8 @@ const char *guard_scope_objection(const guard_stack *stack, const guard_scope *s
 void guard_inherited_run(guard_pool *pool, guard_impl_record *record);
 /* Gives back what a record carries besides itself. */
 void guard_record_drop(guard_pool *pool, guard_impl_record *record);
+/* Whether the walk outwards comes to it. Its memory is not read before. */
+bool guard_scope_is_open(const guard_stack *stack, const guard_scope *scope);
 /* The scope has no records left, `count` were run: unlinks it; frees an owner. */
 void guard_scope_end(guard_stack *stack, guard_scope *scope, uint32_t count);
 

@@ -155,13 +155,24 @@ static int leave_adopt(guard_stack *stack, guard_scope *scope, const void *frame
     return count;
 }
 
+/*
+ * A scope that was jumped into holds what the frame held before, which may be this very stack's address. An open one is on the list, unless
+ * the list is broken by a scope that was passed and written over, which then lies in a frame that this one called, and is not read here.
+ */
+static bool leave_is_open(const guard_stack *stack, const guard_scope *scope)
+{
+    const guard_scope *top = stack->hot.top;
+    return scope->stack == &stack->hot && top != NULL &&
+           ((uintptr_t)top < (uintptr_t)scope || guard_scope_is_open(stack, scope));
+}
+
 /* Returns false where there is nothing that could be closed. */
 static __attribute__((noinline)) bool leave_mend(guard_stack *stack, guard_scope *scope, const void *frame)
 {
     if (stack == NULL || (scope->stack == NULL && (scope->flags & SCOPE_UNWINDING))) {
         return false; /* a panic or the thread's exit has closed it, and a foreign unwind passes the frame afterwards */
     }
-    bool open = scope->stack == &stack->hot;
+    bool open = leave_is_open(stack, scope);
     if (open && leave_adopt(stack, scope, frame) == 0) {
         /* The scopes inside it lie in frames that are gone. Where they had nothing to run, nothing is lost. */
         int lost = guard_orphans_below(stack, frame);

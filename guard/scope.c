@@ -175,7 +175,7 @@ void guard_scope_end(guard_stack *stack, guard_scope *scope, uint32_t count)
     }
 }
 
-static bool scope_is_open(const guard_stack *stack, const guard_scope *scope)
+bool guard_scope_is_open(const guard_stack *stack, const guard_scope *scope)
 {
     if (stack == NULL) {
         return false;
@@ -190,7 +190,7 @@ static bool scope_is_open(const guard_stack *stack, const guard_scope *scope)
 /* A scope that is not the innermost: the memory of one that was never opened must not be read. */
 static void scope_misused(const guard_stack *stack, const guard_scope *scope)
 {
-    if (scope_is_open(stack, scope)) {
+    if (guard_scope_is_open(stack, scope)) {
         guard_misuse(GUARD_MISUSE_SCOPE, "a scope was closed while a scope inside it is open");
     } else {
         guard_misuse(GUARD_MISUSE_SCOPE,

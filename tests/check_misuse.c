@@ -450,6 +450,27 @@ START_TEST(a_jump_into_a_scope_is_misuse_noticed_at_its_end)
     trace_expect("inside, after");
 }
 END_TEST
+
+/* What lies in the frame of the scope that is jumped into looks like a scope of this thread. */
+static __attribute__((noinline)) void fill_the_frame(void)
+{
+    const void *volatile room[32];
+    for (size_t i = 0; i < sizeof room / sizeof *room; i++) {
+        room[i] = guard_impl_stack;
+    }
+}
+
+static void jump_into_a_scope_over_old_pointers(void *arg)
+{
+    fill_the_frame();
+    jump_into_a_scope(arg);
+}
+
+START_TEST(a_jump_into_a_scope_is_misuse_whatever_its_frame_held_before)
+{
+    expect_misuse(jump_into_a_scope_over_old_pointers, NULL, GUARD_MISUSE_SCOPE, "inside, after");
+}
+END_TEST
 #endif
 
 /* --------------------------------------------------------------------------------------- tickets -- */
@@ -669,6 +690,7 @@ int main(void)
         an_automatic_close_over_an_open_scope_of_its_function_runs_that_too_and_holds_the_misuse,
 #ifndef __clang__
         a_jump_into_a_scope_is_misuse_noticed_at_its_end,
+        a_jump_into_a_scope_is_misuse_whatever_its_frame_held_before,
 #endif
         a_ticket_is_stale_after_run_dismiss_release_and_move,
         a_ticket_whose_memory_was_given_back_is_stale_and_is_not_read,
