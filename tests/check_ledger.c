@@ -150,6 +150,49 @@ START_TEST(every_chaos_is_answered_and_logged_and_changes_nothing)
 }
 END_TEST
 
+START_TEST(chaos_is_refused_where_it_is_not_switched_on)
+{
+    ledger_process ledger = ledger_start_program("guard-ledger", NULL);
+    ck_assert_int_eq(ledger_transfer(&ledger, 1, 2, 500, NULL, "debit").status, 403);
+    ck_assert_int_eq(ledger_metric(&ledger, "ledger_panics_total"), 0);
+    ck_assert_int_eq(ledger_expect_sound(&ledger), 0);
+}
+END_TEST
+
+START_TEST(a_full_disk_under_the_log_loses_lines_only)
+{
+    ledger_process ledger = ledger_start((const char *const[]){"--log", "/dev/full", NULL});
+    for (int i = 0; i < 200; i++) {
+        ck_assert_int_eq(ledger_transfer(&ledger, 1, 2, 500, NULL, "debit").status, 500);
+    }
+    ck_assert_int_eq(ledger_metric(&ledger, "ledger_panics_total"), 200);
+    ck_assert_int_eq(ledger_metric(&ledger, "ledger_log_lines_total{fate=\"written\"}"), 0);
+    ck_assert_int_eq(ledger_metric(&ledger, "ledger_log_lines_total{fate=\"dropped\"}"), 200);
+    ck_assert_int_eq(ledger_transfer(&ledger, 1, 2, 500, NULL, NULL).status, 201);
+    ck_assert_int_eq(ledger_expect_sound(&ledger), 1);
+    ck_assert_int_eq(ledger_stop(&ledger, SIGTERM), 0);
+}
+END_TEST
+
+/* A storm: more panics in a second than lines. What is left out is said. */
+START_TEST(a_storm_is_counted_and_not_written)
+{
+    ledger_process ledger = ledger_start(NULL);
+    int64_t asked = 0;
+    while (!ledger_log_has("lines were left out")) {
+        for (int i = 0; i < 300; i++) {
+            ck_assert_int_eq(ledger_transfer(&ledger, 1, 2, 500, NULL, "panic").status, 500);
+        }
+        asked += 300;
+    }
+    int64_t written = ledger_metric(&ledger, "ledger_log_lines_total{fate=\"written\"}");
+    int64_t dropped = ledger_metric(&ledger, "ledger_log_lines_total{fate=\"dropped\"}");
+    ck_assert_int_eq(ledger_metric(&ledger, "ledger_panics_total"), asked);
+    ck_assert_int_eq(written + dropped, asked);
+    ck_assert_int_gt(dropped, 0);
+}
+END_TEST
+
 START_TEST(every_page_answers)
 {
     static const char *const paths[] = {"/", "/accounts", "/transfers", "/status", "/metrics", "/healthz"};
@@ -352,6 +395,9 @@ int main(void)
                                   what_cannot_be_is_refused_and_changes_nothing,
                                   what_is_too_long_is_refused,
                                   every_chaos_is_answered_and_logged_and_changes_nothing,
+                                  chaos_is_refused_where_it_is_not_switched_on,
+                                  a_full_disk_under_the_log_loses_lines_only,
+                                  a_storm_is_counted_and_not_written,
                                   every_page_answers,
                                   under_load_and_chaos_no_money_and_nothing_else_is_lost,
                                   sigterm_cancels_a_request_at_the_deadline_and_rolls_it_back,

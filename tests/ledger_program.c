@@ -88,18 +88,26 @@ int ledger_suite_run(const char *name, const TTest *const *tests, size_t count)
 
 /* ------------------------------------------------------------------------------------------------ process -- */
 
-static void run_program(const char *name, const char *const *more, int out)
+static void run_program(const char *name, int chaos, const char *const *more, int out)
 {
     char program[sizeof programs + 64];
     snprintf(program, sizeof program, "%s/%s", programs, name);
-    const char *words[32] = {program,         "--port", "0",          "--seed",   "8",    "--chaos",
-                             "--log",         "log",    "--receipts", "receipts", "--db",
+    const char *words[32] = {program,
+                             "--port",
+                             "0",
+                             "--seed",
+                             "8",
+                             "--log",
+                             "log",
+                             "--receipts",
+                             "receipts",
+                             "--db",
 #ifdef LEDGER_ON_PQ
-                             "postgresql:///"
+                             "postgresql:///",
 #else
-                             "sqlite:ledger.db"
+                             "sqlite:ledger.db",
 #endif
-    };
+                             chaos ? "--chaos" : "--seed=8"};
     size_t count = 12;
     for (size_t i = 0; more != NULL && more[i] != NULL && count < 31; i++) {
         words[count++] = more[i];
@@ -113,7 +121,7 @@ static void run_program(const char *name, const char *const *more, int out)
     _exit(127);
 }
 
-ledger_process ledger_start_program(const char *name, const char *const *more)
+static ledger_process start(const char *name, int chaos, const char *const *more)
 {
     ledger_process ledger = {0};
     int ends[2];
@@ -121,7 +129,7 @@ ledger_process ledger_start_program(const char *name, const char *const *more)
     ledger.pid = fork();
     ck_assert_int_ge(ledger.pid, 0);
     if (ledger.pid == 0) {
-        run_program(name, more, ends[1]);
+        run_program(name, chaos, more, ends[1]);
     }
     close(ends[1]);
     FILE *out = fdopen(ends[0], "r");
@@ -136,7 +144,12 @@ ledger_process ledger_start_program(const char *name, const char *const *more)
 
 ledger_process ledger_start(const char *const *more)
 {
-    return ledger_start_program("guard-ledger", more);
+    return start("guard-ledger", 1, more);
+}
+
+ledger_process ledger_start_program(const char *name, const char *const *more)
+{
+    return start(name, 0, more);
 }
 
 int ledger_stop(ledger_process *ledger, int signal)

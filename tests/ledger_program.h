@@ -28,7 +28,7 @@ typedef struct ledger_process {
  */
 ledger_process ledger_start(const char *const *more);
 
-/* The same with another program of demo/, which has a ledger's options. */
+/* The same without --chaos: guard-ledger, or another program of demo/ that has its options. */
 ledger_process ledger_start_program(const char *name, const char *const *more);
 
 /* Sends the signal and waits: the exit status, or -SIGNAL. */

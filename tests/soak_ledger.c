@@ -32,7 +32,7 @@ typedef struct client {
     pthread_t thread;
     const char *address;
     int number;
-    int chaos_each; /* one request in so many; 0: none */
+    int chaos_each; /* one request in so many; 0: none; 1: all, and each a panic */
     uint64_t requests;
     uint64_t made;
     uint64_t failed; /* by chaos: 500 or 503 */
@@ -76,7 +76,7 @@ static void ask(client *c)
     struct curl_slist *headers = curl_slist_append(NULL, "Content-Type: application/json");
     headers = curl_slist_append(headers, line);
     if (chaos) {
-        snprintf(line, sizeof line, "X-Chaos: %s", kinds[rand_r(&c->seed) % 4]);
+        snprintf(line, sizeof line, "X-Chaos: %s", kinds[c->chaos_each > 1 ? rand_r(&c->seed) % 4 : 0]);
         headers = curl_slist_append(headers, line);
     }
     curl_easy_setopt(c->curl, CURLOPT_HTTPHEADER, headers);
@@ -219,6 +219,36 @@ START_TEST(a_long_time_of_transfers_and_chaos_loses_nothing)
 }
 END_TEST
 
+/* As many panics as there can be, and nowhere to write of them. */
+START_TEST(a_storm_of_panics_on_a_full_disk_loses_lines_only)
+{
+    ledger_process ledger = ledger_start((const char *const[]){"--log", "/dev/full", NULL});
+    client clients[CLIENTS];
+    open_clients(clients, ledger.address, 1, 0);
+    footprint before = measure(&ledger);
+    ask_for(clients, soak_seconds() / 2.0);
+    footprint after = measure(&ledger);
+    uint64_t failed = 0;
+    uint64_t requests = 0;
+    for (int i = 0; i < CLIENTS; i++) {
+        failed += clients[i].failed;
+        requests += clients[i].requests;
+    }
+    close_clients(clients);
+    printf("soak: a storm of %" PRIu64 " panics, %ld KiB before, %ld KiB after\n", failed, before.resident_kib,
+           after.resident_kib);
+    fflush(stdout);
+    ck_assert_uint_eq(failed, requests);
+    ck_assert_int_eq(ledger_metric(&ledger, "ledger_panics_total"), (int64_t)failed);
+    ck_assert_int_eq(ledger_metric(&ledger, "ledger_log_lines_total{fate=\"written\"}"), 0);
+    ck_assert_int_eq(ledger_metric(&ledger, "ledger_log_lines_total{fate=\"dropped\"}"), (int64_t)failed);
+    ck_assert_int_le(after.resident_kib, before.resident_kib + 4096);
+    ck_assert_int_eq(ledger_expect_sound(&ledger), 0);
+    ck_assert_int_eq(ledger_transfer(&ledger, 1, 2, 1, NULL, NULL).status, 201);
+    ck_assert_int_eq(ledger_stop(&ledger, SIGTERM), 0);
+}
+END_TEST
+
 /* ------------------------------------------------------------------------------------------------- speed -- */
 
 #ifndef LEDGER_ON_PQ
@@ -293,6 +323,7 @@ int main(void)
 {
     const TTest *const tests[] = {
         a_long_time_of_transfers_and_chaos_loses_nothing,
+        a_storm_of_panics_on_a_full_disk_loses_lines_only,
 #ifndef LEDGER_ON_PQ
         guards_cost_no_more_than_a_twentieth,
 #endif

@@ -16,10 +16,10 @@
 #include <guard/guard_cancel.h>
 
 #include "http.h"
+#include "log.h"
 #include "options.h"
 #include "receipt.h"
 #include "routes.h"
-#include "service.h"
 
 /* After the requests were cancelled: what they have to roll back. */
 enum { ROLLBACK_MS = 5000 };
@@ -56,7 +56,7 @@ static void serve(const ledger_options *options)
     GUARD_AUTO(s);
     sigset_t waiting;
     hold_signals(&waiting);
-    service_open(s, options->log);
+    log_open(s, options->log);
     ledger l = {options, driver_of(options)->open(s, options)};
     receipt_mend_all(options->receipts, l.store);
     guard_cancel_on_signal(SIGTERM, (int)options->drain_ms);

@@ -1,98 +1,27 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The border, its log and its counters.
- *
- * - A line of the log is written by one write, so that lines never mix; at most LINES_PER_SECOND are, the rest is counted.
- * - A log that cannot be written is counted and fails nothing.
- * - The newest lines are kept in a ring for the page.
+ * The border around each request, and what is counted of them.
  */
 #include "service.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <pthread.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
-#include <time.h>
-#include <unistd.h>
 
 #include <guard/guard_cancel.h>
-#include <guard/guard_file.h>
 
 #include "json.h"
+#include "log.h"
 #include "refusal.h"
 
-enum { LINES_PER_SECOND = 100, RING = 12, LINE_SIZE = 2048, SQLITE_BUSY_CODE = 5, SQLITE_LOCKED_CODE = 6 };
+enum { SQLITE_BUSY_CODE = 5, SQLITE_LOCKED_CODE = 6 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of all that follows */
-static int log_descriptor = STDERR_FILENO;
-static char ring[RING][LINE_SIZE];
-static uint64_t lines;  /* ever kept */
-static time_t second;   /* of the newest line */
-static int this_second; /* lines in it */
-static uint64_t written;
-static uint64_t dropped;
 static uint64_t panics;
 static int under_way;       /* calls */
 static uint64_t answers[6]; /* by the first digit of the status */
 static uint64_t outcomes[GUARD_RELEASED + 1];
-
-/* --------------------------------------------------------------------------------------------------- log -- */
-
-void service_open(guard_scope *scope, const char *log)
-{
-    if (log != NULL) {
-        log_descriptor = guard_file_open_descriptor(scope, log, O_WRONLY | O_CREAT | O_APPEND, 0666, NULL);
-    }
-}
-
-static void keep_line(const char *text, size_t size, time_t now)
-{
-    pthread_mutex_lock(&lock);
-    snprintf(ring[lines++ % RING], LINE_SIZE, "%.*s", (int)size - 1, text);
-    this_second = now == second ? this_second + 1 : 1;
-    second = now;
-    if (this_second <= LINES_PER_SECOND && write(log_descriptor, text, size) == (ssize_t)size) {
-        written++;
-    } else {
-        dropped++;
-    }
-    pthread_mutex_unlock(&lock);
-}
-
-static void log_error(const char *severity, const char *id, const char *what, const guard_error *error)
-{
-    struct timespec now;
-    struct tm parts;
-    char when[32];
-    char chain[512];
-    clock_gettime(CLOCK_REALTIME, &now);
-    gmtime_r(&now.tv_sec, &parts);
-    strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", &parts);
-    guard_error_format(error, chain, sizeof chain);
-    json_t *line = json_pack("{ssssssssssssss*ss}", "time", when, "severity", severity, "id", id, "what", what,
-                             "domain", guard_domain_name(error->domain), "message", error->message, "sqlstate",
-                             error->sqlstate[0] != '\0' ? error->sqlstate : NULL, "chain", chain);
-    char *text = line == NULL ? NULL : json_dumps(line, JSON_COMPACT | JSON_ENSURE_ASCII);
-    json_decref(line);
-    size_t size = text == NULL ? 0 : strlen(text);
-    if (size == 0) {
-        pthread_mutex_lock(&lock);
-        dropped++;
-        pthread_mutex_unlock(&lock);
-    } else {
-        text[size] = '\n'; /* in the place of the NUL: keep_line takes a length */
-        keep_line(text, size + 1, now.tv_sec);
-    }
-    free(text);
-}
-
-void service_note(const char *what, const guard_error *error)
-{
-    log_error("warning", "", what, error);
-}
 
 /* ------------------------------------------------------------------------------------------------ border -- */
 
@@ -193,29 +122,24 @@ void service_count(guard_outcome outcome)
     pthread_mutex_unlock(&lock);
 }
 
-static void unlock(void *arg)
-{
-    pthread_mutex_unlock(arg);
-}
-
 json_t *service_status(guard_scope *scope)
 {
     GUARD_AUTO(s);
+    json_t *newest = log_newest(s);
+    log_figures log = log_read_figures();
     pthread_mutex_lock(&lock);
-    guard_defer(s, unlock, &lock);
-    json_t *newest = json_own(s, json_array());
-    for (uint64_t i = 0; i < RING && i < lines; i++) {
-        json_append(newest, json_string(ring[(lines - 1 - i) % RING]));
-    }
-    return json_own(scope,
-                    json_pack("{s{sIsIsI}sIs{sIsIsO}}", "transfers", "committed", (json_int_t)outcomes[GUARD_COMMITTED],
-                              "rolled_back", (json_int_t)outcomes[GUARD_ROLLED_BACK], "in_doubt",
-                              (json_int_t)outcomes[GUARD_IN_DOUBT], "panics", (json_int_t)panics, "log", "written",
-                              (json_int_t)written, "dropped", (json_int_t)dropped, "lines", newest));
+    json_t *status = json_pack("{s{sIsIsI}sIs{sIsIsO}}", "transfers", "committed",
+                               (json_int_t)outcomes[GUARD_COMMITTED], "rolled_back",
+                               (json_int_t)outcomes[GUARD_ROLLED_BACK], "in_doubt",
+                               (json_int_t)outcomes[GUARD_IN_DOUBT], "panics", (json_int_t)panics, "log", "written",
+                               (json_int_t)log.written, "dropped", (json_int_t)log.dropped, "lines", newest);
+    pthread_mutex_unlock(&lock);
+    return json_own(scope, status);
 }
 
 void service_metrics(FILE *out)
 {
+    log_figures log = log_read_figures();
     pthread_mutex_lock(&lock);
     fprintf(out,
             "# HELP ledger_panics_total Requests that ended by a panic.\n# TYPE ledger_panics_total counter\n"
@@ -226,7 +150,7 @@ void service_metrics(FILE *out)
             "ledger_log_lines_total{fate=\"written\"} %" PRIu64 "\nledger_log_lines_total{fate=\"dropped\"} %" PRIu64
             "\n"
             "# HELP ledger_transfers_total Transactions of transfers.\n# TYPE ledger_transfers_total counter\n",
-            panics, under_way, written, dropped);
+            panics, under_way, log.written, log.dropped);
     static const guard_outcome shown[] = {GUARD_COMMITTED, GUARD_ROLLED_BACK, GUARD_IN_DOUBT};
     for (size_t i = 0; i < sizeof shown / sizeof *shown; i++) {
         fprintf(out, "ledger_transfers_total{outcome=\"%s\"} %" PRIu64 "\n", guard_outcome_name(shown[i]),

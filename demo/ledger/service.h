@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * service.h: the border around each request, what is logged of it, and what is counted.
+ * service.h: the border around each request, and what is counted.
  */
 #ifndef LEDGER_SERVICE_H
 #define LEDGER_SERVICE_H
@@ -17,17 +17,11 @@ typedef struct service_failure {
     guard_error error;
 } service_failure;
 
-/* Opens the log, for the scope; NULL is standard error. */
-void service_open(guard_scope *scope, const char *log);
-
 /*
  * Runs fn(arg) with a deadline: 0, or not with *failure filled. A panic is logged and counted, and the thread goes on. `what` is
  * for the log. Any thread.
  */
 int service_call(guard_fn *fn, void *arg, const char *what, int64_t deadline_ms, service_failure *failure);
-
-/* Logs what fails nothing. Any thread, never panics. */
-void service_note(const char *what, const guard_error *error);
 
 /* Counts an answer, a transaction. Any thread. */
 void service_answered(int status);

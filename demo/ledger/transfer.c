@@ -3,6 +3,7 @@
 
 #include <inttypes.h>
 
+#include "log.h"
 #include "receipt.h"
 #include "refusal.h"
 #include "service.h"
@@ -93,7 +94,8 @@ int transfer_make(store *in, const char *receipts, transfer *t, chaos_kind chaos
         guard_panic_error(&result.error);
     }
     if (result.has_hook_error) {
-        service_note("the transfer is made; its receipt will be when the service starts", &result.hook_error);
+        log_error("warning", "", "a receipt: the transfer is made, the receipt when the service starts",
+                  &result.hook_error);
     }
     *t = a.made;
     if (a.replayed) {
