@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* guard-ledger as its clients see it, on SQLite; compiled with LEDGER_ON_PQ, on PostgreSQL. */
+#include <curl/curl.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <signal.h>
@@ -9,6 +10,9 @@
 #include <time.h>
 
 #include "ledger_program.h"
+#ifdef LEDGER_ON_PQ
+#include "wire_proxy.h"
+#endif
 
 enum { TOTAL = 800000 };
 
@@ -339,6 +343,46 @@ START_TEST(sigterm_cancels_a_request_at_the_deadline_and_rolls_it_back)
 }
 END_TEST
 
+static size_t drop(char *data, size_t size, size_t count, void *arg)
+{
+    (void)data;
+    (void)arg;
+    return size * count;
+}
+
+static long get_again(CURL *curl)
+{
+    long status = 0;
+    if (curl_easy_perform(curl) == CURLE_OK) {
+        curl_easy_getinfo(curl, CURLINFO_RESPONSE_CODE, &status);
+    }
+    return status;
+}
+
+START_TEST(a_ledger_that_drains_takes_no_new_requests)
+{
+    ledger_process ledger = ledger_start((const char *const[]){"--request-ms", "60000", "--drain-ms", "1000", NULL});
+    char url[128];
+    snprintf(url, sizeof url, "%s/healthz", ledger.address);
+    CURL *kept = curl_easy_init();
+    curl_easy_setopt(kept, CURLOPT_URL, url);
+    curl_easy_setopt(kept, CURLOPT_NOPROXY, "*");
+    curl_easy_setopt(kept, CURLOPT_WRITEFUNCTION, drop);
+    ck_assert_int_eq(get_again(kept), 200);
+    client c = {.ledger = &ledger};
+    ck_assert_int_eq(pthread_create(&c.thread, NULL, sleep_in_transaction, &c), 0);
+    ledger_wait_metric(&ledger, "ledger_requests_under_way", 2);
+    ck_assert_int_eq(kill(ledger.pid, SIGTERM), 0);
+    while (ledger_ask(&ledger, "GET", "/healthz", NULL, NULL, NULL).status == 200) {
+    }
+    ck_assert_int_eq(get_again(kept), 503); /* on the connection that was there */
+    curl_easy_cleanup(kept);
+    pthread_join(c.thread, NULL);
+    ck_assert_int_eq(c.made, 503);
+    ck_assert_int_eq(ledger_wait(&ledger), 0);
+}
+END_TEST
+
 START_TEST(sigterm_lets_requests_end)
 {
     ledger_process ledger = ledger_start((const char *const[]){"--request-ms", "400", "--drain-ms", "30000", NULL});
@@ -388,20 +432,83 @@ START_TEST(sigkill_loses_no_transfer_that_was_answered)
 }
 END_TEST
 
+/* --------------------------------------------------------------------------------------------------- wire -- */
+
+#ifdef LEDGER_ON_PQ
+/*
+ * The wire to the database breaks after byte n of a transfer. Whatever is answered, the same key afterwards is one transfer: 201 was true,
+ * and where the answer was another the client may ask again. Returns 0 when n outran the exchange.
+ */
+static int break_wire(const ledger_process *ledger, wire_proxy *proxy, wire_direction direction, unsigned n,
+                      int *resolved)
+{
+    char key[64];
+    snprintf(key, sizeof key, "wire-%d-%u", (int)direction, n);
+    /* The pool has its connection, the newest one, when this is answered. */
+    ck_assert_int_eq(ledger_transfer(ledger, 2, 1, 1, NULL, NULL).status, 201);
+    unsigned wire = wire_proxy_connections(proxy);
+    wire_proxy_mark(proxy, wire);
+    wire_proxy_cut_after(proxy, wire, direction, n, WIRE_RST);
+    ledger_answer first = ledger_transfer(ledger, 1, 2, 1, key, NULL);
+    int fired = wire_proxy_fired(proxy, wire, direction);
+    wire_proxy_mark(proxy, wire); /* forgets what has not fired */
+    ledger_answer again = ledger_transfer(ledger, 1, 2, 1, key, NULL);
+    ck_assert_msg(first.status == 201 || first.status == 500 || first.status == 503, "%s: %d %s", key, first.status,
+                  first.text);
+    ck_assert_msg(again.status == 201, "%s again: %d %s", key, again.status, again.text);
+    if (first.status == 201) {
+        ck_assert_msg(again.replayed, "%s was answered with 201 and had not happened", key);
+        ck_assert_str_eq(first.text, again.text);
+        *resolved += fired;
+    }
+    return fired;
+}
+
+START_TEST(a_wire_that_breaks_anywhere_makes_no_transfer_twice_and_loses_none)
+{
+    wire_proxy *proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), atoi(getenv("GUARD_TEST_PG_PORT")), NULL);
+    ck_assert_ptr_nonnull(proxy);
+    ledger_process ledger = ledger_start(
+        (const char *const[]){"--db", wire_proxy_conninfo(proxy), "--request-ms", "30000", NULL});
+    int64_t keys = 0;
+    int resolved = 0;
+    for (int direction = WIRE_TO_SERVER; direction <= WIRE_TO_CLIENT; direction++) {
+        unsigned n = 0;
+        do {
+            keys++;
+            n += 29;
+        } while (break_wire(&ledger, proxy, (wire_direction)direction, n - 29, &resolved));
+        ck_assert_msg(n > 300, "the exchange had only %u bytes", n);
+    }
+    ck_assert_msg(resolved > 0, "no answer to COMMIT was lost and found");
+    ck_assert_int_eq(ledger_expect_sound(&ledger), 2 * keys);
+    ck_assert_int_eq(ledger_balance(&ledger, 1), 100000);
+    ck_assert_int_eq(ledger_stop(&ledger, SIGTERM), 0);
+    wire_proxy_close(proxy);
+}
+END_TEST
+#endif
+
 int main(void)
 {
-    const TTest *const tests[] = {a_transfer_moves_the_money_and_leaves_a_receipt,
-                                  a_key_is_one_transfer_with_one_answer,
-                                  what_cannot_be_is_refused_and_changes_nothing,
-                                  what_is_too_long_is_refused,
-                                  every_chaos_is_answered_and_logged_and_changes_nothing,
-                                  chaos_is_refused_where_it_is_not_switched_on,
-                                  a_full_disk_under_the_log_loses_lines_only,
-                                  a_storm_is_counted_and_not_written,
-                                  every_page_answers,
-                                  under_load_and_chaos_no_money_and_nothing_else_is_lost,
-                                  sigterm_cancels_a_request_at_the_deadline_and_rolls_it_back,
-                                  sigterm_lets_requests_end,
-                                  sigkill_loses_no_transfer_that_was_answered};
+    const TTest *const tests[] = {
+        a_transfer_moves_the_money_and_leaves_a_receipt,
+        a_key_is_one_transfer_with_one_answer,
+        what_cannot_be_is_refused_and_changes_nothing,
+        what_is_too_long_is_refused,
+        every_chaos_is_answered_and_logged_and_changes_nothing,
+        chaos_is_refused_where_it_is_not_switched_on,
+        a_full_disk_under_the_log_loses_lines_only,
+        a_storm_is_counted_and_not_written,
+        every_page_answers,
+        under_load_and_chaos_no_money_and_nothing_else_is_lost,
+        sigterm_cancels_a_request_at_the_deadline_and_rolls_it_back,
+        a_ledger_that_drains_takes_no_new_requests,
+        sigterm_lets_requests_end,
+        sigkill_loses_no_transfer_that_was_answered,
+#ifdef LEDGER_ON_PQ
+        a_wire_that_breaks_anywhere_makes_no_transfer_twice_and_loses_none,
+#endif
+    };
     return ledger_suite_run("ledger", tests, sizeof tests / sizeof *tests);
 }

@@ -154,8 +154,13 @@ ledger_process ledger_start_program(const char *name, const char *const *more)
 
 int ledger_stop(ledger_process *ledger, int signal)
 {
-    int status = 0;
     ck_assert_int_eq(kill(ledger->pid, signal), 0);
+    return ledger_wait(ledger);
+}
+
+int ledger_wait(ledger_process *ledger)
+{
+    int status = 0;
     ck_assert_int_eq(waitpid(ledger->pid, &status, 0), ledger->pid);
     ledger->pid = 0;
     return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);

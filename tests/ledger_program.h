@@ -34,6 +34,9 @@ ledger_process ledger_start_program(const char *name, const char *const *more);
 /* Sends the signal and waits: the exit status, or -SIGNAL. */
 int ledger_stop(ledger_process *ledger, int signal);
 
+/* The same without a signal: it ends by itself. */
+int ledger_wait(ledger_process *ledger);
+
 typedef struct ledger_answer {
     int status;   /* 0: no answer */
     int replayed; /* it has the header */

@@ -71,6 +71,9 @@ static void handle(void *arg)
 {
     const handling *h = arg;
     http_request *r = h->request;
+    if (r->late) {
+        refuse(503, "the service is ending");
+    }
     if (strlen(r->path) > HTTP_PATH) {
         refuse(414, "the path is longer than %d bytes", HTTP_PATH);
     }
@@ -144,6 +147,7 @@ static http_request *request_begin(http_server *server, struct MHD_Connection *c
     r->local = comes_from_here(connection);
     pthread_mutex_lock(&server->lock);
     server->under_way++;
+    r->late = server->draining;
     pthread_mutex_unlock(&server->lock);
     return r;
 }

@@ -25,6 +25,7 @@ typedef struct http_request {
     size_t size;
     int too_large;
     int local; /* 1: it comes from this machine */
+    int late;  /* 1: it began when the server was draining, on a connection that was there */
 
     /* What is answered; `answer` is for free(3). */
     int status;

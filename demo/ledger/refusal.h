@@ -2,7 +2,8 @@
 /*
  * refusal.h: how guarded code refuses a request that is at fault itself.
  *
- * A refusal is a panic like any other, so that whatever was begun is taken back on its way out; its code is the HTTP status, 4xx.
+ * A refusal is a panic like any other, so that whatever was begun is taken back on its way out; its code is the HTTP status: 4xx, or
+ * 503 while the service is ending.
  * The border answers it with its message, and neither logs it nor counts it as a failure of the service.
  */
 #ifndef LEDGER_REFUSAL_H
