@@ -11,6 +11,7 @@
 
 #include "ledger_program.h"
 #ifdef LEDGER_ON_PQ
+#include "server.h"
 #include "wire_proxy.h"
 #endif
 
@@ -312,6 +313,12 @@ START_TEST(under_load_and_chaos_no_money_and_nothing_else_is_lost)
     /* 10 of a pool, and what a quiet ledger has: no request left anything. */
     wait_until_few(descriptors, &ledger, 40, "descriptors");
     wait_until_few(threads, &ledger, 8, "threads");
+#ifdef LEDGER_ON_PQ
+    ledger_wait_metric(&ledger, "ledger_connections{state=\"taken\"}", 0);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation"
+                                   " WHERE c.relname IN ('account', 'transfer')"),
+                     0);
+#endif
     ck_assert_int_eq(ledger_stop(&ledger, SIGTERM), 0);
 }
 END_TEST

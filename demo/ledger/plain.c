@@ -2,9 +2,10 @@
 /*
  * guard-ledger-plain: the ledger's POST /transfers on SQLite without a guard on its way, to measure what guards cost (make soak).
  *
- * It does what guard-ledger does when nothing fails: the same HTTP side, statements, journal mode, syncs and receipt. Each call is
- * checked and undone by hand. No panic, no border, no deadline, no chaos, no PostgreSQL; an error is 500 and nothing is logged.
+ * It does what guard-ledger does when nothing fails: the same HTTP side, statements, journal mode, syncs, and system calls for the receipt.
+ * Each call is checked and undone by hand. No panic, no border, no deadline, no chaos, no PostgreSQL; an error is 500 and nothing is logged.
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <jansson.h>
@@ -14,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -23,8 +25,7 @@
 #include "store.h"
 
 typedef struct plain {
-    const char *receipts;
-    int folder;
+    const char *receipts; /* the folder */
     pthread_mutex_t lock; /* of the connection */
     sqlite3 *db;
     sqlite3_stmt *begin, *commit, *rollback, *insert, *balance, *change;
@@ -89,45 +90,89 @@ static int journal(plain *p, transfer *t)
     return 0;
 }
 
-/* The new file, without a name; NULL where it cannot be written. The same system calls as guard_file_replace makes. */
-static FILE *receipt_open(const plain *p, const transfer *t)
+/* A receipt that is being written: what guard_file_replace does, with the same system calls. */
+typedef struct receipt {
+    int folder;
+    FILE *file;
+    char name[64];
+} receipt;
+
+static void receipt_close(receipt *r)
 {
-    int descriptor = openat(p->folder, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
-    FILE *file = descriptor < 0 ? NULL : fdopen(descriptor, "w+");
-    if (file == NULL) {
+    if (r->file != NULL) {
+        fclose(r->file);
+    }
+    close(r->folder);
+}
+
+/* What is to be replaced is no link and, where it is there, a regular file. */
+static int replaceable(const receipt *r)
+{
+    struct stat old;
+    return fstatat(r->folder, r->name, &old, AT_SYMLINK_NOFOLLOW) == 0 ? S_ISREG(old.st_mode) : errno == ENOENT;
+}
+
+/* The new file has no name yet. */
+static int receipt_open(const plain *p, const transfer *t, receipt *r)
+{
+    char target[64];
+    char link[64];
+    struct stat own;
+    snprintf(r->name, sizeof r->name, "%" PRId64 ".json", t->id);
+    r->file = NULL;
+    r->folder = open(p->receipts, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (r->folder < 0) {
+        return -1;
+    }
+    if (readlinkat(r->folder, r->name, target, sizeof target) >= 0 || !replaceable(r)) {
+        receipt_close(r);
+        return -1;
+    }
+    int descriptor = openat(r->folder, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0666);
+    snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
+    if (descriptor < 0 || access(link, F_OK) != 0 || fstat(descriptor, &own) != 0 ||
+        (r->file = fdopen(descriptor, "w+")) == NULL) {
         if (descriptor >= 0) {
             close(descriptor);
         }
-        return NULL;
+        receipt_close(r);
+        return -1;
     }
-    fprintf(file,
+    fprintf(r->file,
             "{\"transfer\":%" PRId64 ",\"from\":%" PRId64 ",\"to\":%" PRId64 ",\"amount\":%" PRId64
             ",\"key\":\"%s\"}\n",
             t->id, t->from, t->to, t->amount, t->key);
-    return file;
+    return 0;
 }
 
-static int receipt_publish(const plain *p, const transfer *t, FILE *file)
+static int receipt_publish(receipt *r)
 {
-    char name[64];
-    char temporary[64];
+    char temporary[128];
     char link[64];
-    snprintf(name, sizeof name, "%" PRId64 ".json", t->id);
-    snprintf(temporary, sizeof temporary, ".%" PRId64 ".json.tmp", t->id);
-    snprintf(link, sizeof link, "/proc/self/fd/%d", fileno(file));
-    int failed = fflush(file) != 0 || fsync(fileno(file)) != 0 ||
-                 linkat(AT_FDCWD, link, p->folder, temporary, AT_SYMLINK_FOLLOW) != 0;
-    failed |= fclose(file) != 0;
-    if (failed || renameat(p->folder, temporary, p->folder, name) != 0) {
-        unlinkat(p->folder, temporary, 0);
-        return -1;
+    uint64_t number;
+    int failed = fflush(r->file) != 0 || !replaceable(r) || fsync(fileno(r->file)) != 0 ||
+                 getrandom(&number, sizeof number, GRND_NONBLOCK) != sizeof number;
+    if (!failed) {
+        snprintf(temporary, sizeof temporary, ".%s.%016" PRIx64 ".tmp", r->name, number);
+        snprintf(link, sizeof link, "/proc/self/fd/%d", fileno(r->file));
+        failed = linkat(AT_FDCWD, link, r->folder, temporary, AT_SYMLINK_FOLLOW) != 0;
     }
-    return fsync(p->folder);
+    if (!failed) {
+        failed = fclose(r->file) != 0 || renameat(r->folder, temporary, r->folder, r->name) != 0;
+        r->file = NULL;
+        if (failed) {
+            unlinkat(r->folder, temporary, 0);
+        }
+    }
+    failed = failed || fsync(r->folder) != 0;
+    receipt_close(r);
+    return failed ? -1 : 0;
 }
 
 static int make_locked(plain *p, transfer *t)
 {
-    FILE *receipt = NULL;
+    receipt written;
+    int receipt_is_open = 0;
     if (run(p->begin) != 0) {
         return -1;
     }
@@ -144,14 +189,14 @@ static int make_locked(plain *p, transfer *t)
     if (change(p, t->from, -t->amount) != 0 || change(p, t->to, t->amount) != 0) {
         goto failed;
     }
-    receipt = receipt_open(p, t);
-    if (receipt == NULL || run(p->commit) != 0) {
+    receipt_is_open = receipt_open(p, t, &written) == 0;
+    if (!receipt_is_open || run(p->commit) != 0) {
         goto failed;
     }
-    return receipt_publish(p, t, receipt);
+    return receipt_publish(&written);
 failed:
-    if (receipt != NULL) {
-        fclose(receipt);
+    if (receipt_is_open) {
+        receipt_close(&written);
     }
     run(p->rollback);
     return -1;
@@ -213,10 +258,7 @@ static sqlite3_stmt *prepare(plain *p, const char *sql)
 /* The tables and accounts are there: guard-ledger made them. */
 static void open_plain(plain *p, const ledger_options *o)
 {
-    p->folder = open(o->receipts, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (p->folder < 0) {
-        guard_panic_os("%s", o->receipts);
-    }
+    p->receipts = o->receipts;
     if (sqlite3_open(o->database, &p->db) != SQLITE_OK ||
         sqlite3_exec(p->db, "PRAGMA foreign_keys = ON; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL", NULL,
                      NULL, NULL) != SQLITE_OK) {

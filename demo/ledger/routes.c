@@ -174,12 +174,14 @@ static void get_status(http_request *r, const ledger *l)
 
 static void get_metrics(http_request *r, const ledger *l)
 {
-    (void)l;
     FILE *out = open_memstream(&r->answer, &r->answer_size);
     if (out == NULL) {
         guard_panic_os("no memory for the metrics");
     }
     service_metrics(out);
+    if (l->store->driver->metrics != NULL) {
+        l->store->driver->metrics(l->store, out);
+    }
     if (fclose(out) != 0) {
         guard_panic_os("no memory for the metrics");
     }
