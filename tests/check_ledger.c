@@ -150,6 +150,7 @@ START_TEST(every_chaos_is_answered_and_logged_and_changes_nothing)
         expect_chaos(&ledger, kinds[i]);
     }
     ck_assert_int_eq(ledger_transfer(&ledger, 1, 2, 1, NULL, "earthquake").status, 400);
+    ck_assert_int_eq(ledger_transfer(&ledger, 1, 2, 1, NULL, "null").status, 501);
     ck_assert_int_eq(ledger_expect_sound(&ledger), 8);
     ck_assert_int_eq(ledger_stop(&ledger, SIGTERM), 0);
 }

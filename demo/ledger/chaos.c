@@ -8,21 +8,18 @@
 
 #include "refusal.h"
 
+const char *const chaos_names[] = {"panic", "debit", "sleep", "kill", NULL};
+
 chaos_kind chaos_read(const char *name)
 {
-    static const char *const names[] = {[CHAOS_PANIC] = "panic",
-                                        [CHAOS_NULL] = "null",
-                                        [CHAOS_DEBIT] = "debit",
-                                        [CHAOS_SLEEP] = "sleep",
-                                        [CHAOS_KILL] = "kill"};
-    for (size_t i = CHAOS_PANIC; i < sizeof names / sizeof *names; i++) {
-        if (strcmp(name, names[i]) != 0) {
-            continue;
+    static const chaos_kind kinds[] = {CHAOS_PANIC, CHAOS_DEBIT, CHAOS_SLEEP, CHAOS_KILL};
+    for (size_t i = 0; chaos_names[i] != NULL; i++) {
+        if (strcmp(name, chaos_names[i]) == 0) {
+            return kinds[i];
         }
-        if (i == CHAOS_NULL) {
-            refuse(501, "X-Chaos: null needs faults as panics, which this build does not have");
-        }
-        return (chaos_kind)i;
+    }
+    if (strcmp(name, "null") == 0) {
+        refuse(501, "X-Chaos: null needs faults as panics, which this build does not have");
     }
     refuse(400, "X-Chaos is panic, null, debit, sleep or kill");
 }

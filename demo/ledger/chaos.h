@@ -8,11 +8,13 @@
 typedef enum chaos_kind {
     CHAOS_NONE,
     CHAOS_PANIC, /* panics before anything was begun */
-    CHAOS_NULL,  /* dereferences NULL between debit and credit */
     CHAOS_DEBIT, /* panics between debit and credit */
     CHAOS_SLEEP, /* sleeps between debit and credit, until the request's deadline or the end of the service */
     CHAOS_KILL /* loses the connection to the database between debit and credit (SQLite has none to lose: it is given up) */
 } chaos_kind;
+
+/* The names of those that this build can do; ends with NULL. */
+extern const char *const chaos_names[];
 
 /* The kind of this name; refuses (400) another, and (501) one that this build cannot do. */
 chaos_kind chaos_read(const char *name);

@@ -167,7 +167,11 @@ static void get_status(http_request *r, const ledger *l)
     }
     json_set(status, "total", json_integer(total));
     json_set(status, "accounts", json_incref(accounts));
-    json_set(status, "chaos", json_boolean(l->options->chaos && r->local));
+    json_t *kinds = json_own(s, json_array());
+    for (size_t i = 0; l->options->chaos && r->local && chaos_names[i] != NULL; i++) {
+        json_append(kinds, json_string(chaos_names[i]));
+    }
+    json_set(status, "chaos", json_incref(kinds));
     json_set(status, "database", json_string(l->options->postgres ? "PostgreSQL" : "SQLite"));
     answer(r, 200, status);
 }
