@@ -504,8 +504,10 @@ static void cancel_it(work *w)
 
 static void kill_it(work *w)
 {
+    int64_t life = server_life();
     server_wait("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'", 1);
     server_signal(w->pid, SIGKILL);
+    server_wait_recovered(life);
 }
 
 static void commit_that_hangs(work *w, void (*what)(work *))
@@ -555,8 +557,10 @@ END_TEST
 static void kill_now(work *w)
 {
     ck_assert(wire_proxy_wait(proxy, w->wire, WIRE_FIRED, 0, WAIT_MS));
+    int64_t life = server_life();
     server_signal(w->pid, SIGKILL);
     wire_proxy_admit(proxy, WIRE_ADMIT);
+    server_wait_recovered(life);
 }
 
 START_TEST(a_backend_that_is_killed_before_commit_arrives_is_resolved)

@@ -9,9 +9,35 @@
 
 #include "suite.h"
 
+/* How long a server may take to start or to recover, and how often it may end a connection of ours meanwhile. */
+#define READY_SECONDS 60
+#define TRIES 5
+
+static void pause_a_moment(void)
+{
+    nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+}
+
+/* Only a server that starts or recovers from a crash is waited for: one that refuses for another reason answers a ping. */
+static void wait_until_ready(const char *conninfo)
+{
+    time_t deadline = time(NULL) + READY_SECONDS;
+    PGPing answer;
+    while ((answer = PQping(conninfo)) != PQPING_OK) {
+        ck_assert_msg(time(NULL) < deadline, "the server is not ready after %d s: PQping is %d", READY_SECONDS,
+                      (int)answer);
+        pause_a_moment();
+    }
+}
+
 PGconn *server_connect(const char *conninfo)
 {
     PGconn *conn = PQconnectdb(conninfo);
+    for (int tries = 1; PQstatus(conn) != CONNECTION_OK && tries < TRIES; tries++) {
+        PQfinish(conn);
+        wait_until_ready(conninfo);
+        conn = PQconnectdb(conninfo);
+    }
     ck_assert_msg(PQstatus(conn) == CONNECTION_OK, "%s", PQerrorMessage(conn));
     return conn;
 }
@@ -22,12 +48,12 @@ static void be_silent(void *arg, const char *message)
     (void)message;
 }
 
-/* Kept for the test's process; the server may have been restarted since the last question. */
+/* Kept for the test's process; the server may have been restarted since the last question, or be about to. */
 static PGresult *ask(const char *sql)
 {
     static PGconn *conn;
     PGresult *result = NULL;
-    for (int tries = 0; tries < 2; tries++) {
+    for (int tries = 0; tries < TRIES; tries++) {
         if (conn == NULL) {
             conn = server_connect("");
             PQsetNoticeProcessor(conn, be_silent, NULL);
@@ -35,7 +61,8 @@ static PGresult *ask(const char *sql)
         PQclear(result);
         result = PQexec(conn, sql);
         /* libpq 15 calls a connection good on which sending has failed; but only a server gives an SQLSTATE. */
-        if (PQresultStatus(result) != PGRES_FATAL_ERROR || PQresultErrorField(result, PG_DIAG_SQLSTATE) != NULL) {
+        if (PQresultStatus(result) != PGRES_FATAL_ERROR ||
+            (PQresultErrorField(result, PG_DIAG_SQLSTATE) != NULL && PQstatus(conn) == CONNECTION_OK)) {
             break;
         }
         PQfinish(conn);
@@ -64,14 +91,13 @@ int64_t server_number(const char *sql)
 
 void server_wait(const char *sql, int64_t wanted)
 {
-    struct timespec pause = {.tv_nsec = 1000000};
     int64_t found = -1;
     for (int tries = 0; tries < 10000; tries++) {
         found = server_number(sql);
         if (found == wanted) {
             return;
         }
-        nanosleep(&pause, NULL);
+        pause_a_moment();
     }
     ck_abort_msg("%s is %lld, not %lld", sql, (long long)found, (long long)wanted);
 }
@@ -105,6 +131,21 @@ void server_control(const char *arguments)
 int server_pid(PGconn *conn)
 {
     return PQbackendPID(conn);
+}
+
+/* The checkpointer is one of the processes that the first process replaces when a backend was killed. */
+int64_t server_life(void)
+{
+    return server_number("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'");
+}
+
+void server_wait_recovered(int64_t life)
+{
+    char sql[120];
+    snprintf(sql, sizeof(sql),
+             "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'checkpointer' AND pid <> %lld",
+             (long long)life);
+    server_wait(sql, 1);
 }
 
 int server_postmaster(void)

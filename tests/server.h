@@ -24,7 +24,7 @@ void server_reset(void);
 /* Rows of t with this id. */
 int64_t server_rows(int id);
 
-/* A connection of the program's own; fails the test where there is none. */
+/* A connection of the program's own, for which a server that starts or recovers is waited; fails the test where there is none. */
 PGconn *server_connect(const char *conninfo);
 
 /* pg_ctl of the server, for instance "-m immediate stop". */
@@ -32,6 +32,17 @@ void server_control(const char *arguments);
 
 /* The process that serves a connection. */
 int server_pid(PGconn *conn);
+
+/*
+ * A backend that is killed takes every other with it, a moment later: whoever kills one waits for the server to be back, or
+ * the next to connect is refused.
+ *
+ *     int64_t life = server_life();
+ *     server_signal(pid, SIGKILL);
+ *     server_wait_recovered(life);
+ */
+int64_t server_life(void);
+void server_wait_recovered(int64_t life);
 
 /* The server's first process. */
 int server_postmaster(void);
