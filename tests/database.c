@@ -8,7 +8,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static char folder[64];
+/* All files of one test are below one folder: each database_new has a folder of its own there. */
+static char top[160];
+static char folder[192];
 static pid_t owner;
 
 static int remove_entry(const char *path, const struct stat *status, int type, struct FTW *walk)
@@ -19,16 +21,26 @@ static int remove_entry(const char *path, const struct stat *status, int type, s
     return remove(path);
 }
 
-static void remove_folder(void)
+static void remove_top(void)
 {
     if (getpid() == owner) {
-        nftw(folder, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
+        nftw(top, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
     }
+}
+
+/* In tests/as-tap's folder, which also goes when this process is killed. A forked child works in its parent's. */
+static void make_top(void)
+{
+    const char *parent = getenv("GUARD_TEST_FOLDER");
+    int length = snprintf(top, sizeof(top), "%s/guard-test-XXXXXX", parent != NULL ? parent : "/tmp");
+    ck_assert_msg(length < (int)sizeof(top) && mkdtemp(top) != NULL, "%s", top);
+    owner = getpid();
+    atexit(remove_top);
 }
 
 const char *database_beside(const char *name)
 {
-    static char paths[8][128];
+    static char paths[8][256];
     static unsigned next;
     char *path = paths[next++ % 8];
     snprintf(path, sizeof(paths[0]), "%s/%s", folder, name);
@@ -37,11 +49,12 @@ const char *database_beside(const char *name)
 
 const char *database_new(const char *sql)
 {
-    static char path[96];
-    snprintf(folder, sizeof(folder), "/tmp/guard-test-XXXXXX");
-    ck_assert_ptr_nonnull(mkdtemp(folder));
-    owner = getpid();
-    atexit(remove_folder);
+    static char path[208];
+    if (owner == 0) {
+        make_top();
+    }
+    snprintf(folder, sizeof(folder), "%s/XXXXXX", top);
+    ck_assert_msg(mkdtemp(folder) != NULL, "%s", folder);
     snprintf(path, sizeof(path), "%s/test.db", folder);
     if (sql != NULL) {
         sqlite3 *raw = database_raw(path);
@@ -118,7 +131,7 @@ static void copy_file(const char *from, const char *to)
 const char *database_crash_copy(const char *path, int number)
 {
     static const char *const parts[] = {"", "-journal", "-wal"};
-    static char copy[128];
+    static char copy[256];
     int status;
     snprintf(copy, sizeof(copy), "%s.crash%d", path, number);
     /* In a process of its own: closing a descriptor of the file here would drop the locks of SQLite's. */
@@ -129,8 +142,8 @@ const char *database_crash_copy(const char *path, int number)
         return copy;
     }
     for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
-        char from[160];
-        char to[160];
+        char from[272];
+        char to[272];
         snprintf(from, sizeof(from), "%s%s", path, parts[i]);
         snprintf(to, sizeof(to), "%s%s", copy, parts[i]);
         copy_file(from, to);
