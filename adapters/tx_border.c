@@ -24,6 +24,7 @@ typedef struct attempt {
     const guard_place *place;
     guard_tx *tx; /* stays valid after its scope: the border frees it */
     int in_foreign;
+    int closed; /* the body closed the connection: session is not to be looked at any more */
 } attempt;
 
 static void run_body(void *arg)
@@ -85,6 +86,7 @@ static void take_result(attempt *a, guard_result *result, int failed)
             result->token[i] = tx->result.token[i];
         }
     }
+    a->closed = guard_tx_session_of(tx) == NULL;
     guard_tx_free(tx);
     a->tx = NULL;
 }
@@ -123,8 +125,8 @@ static int may_rerun(const attempt *a, const guard_result *result, unsigned atte
     const guard_tx_session *session = a->session;
     int32_t limit = a->options != NULL && a->options->attempts != 0 ? a->options->attempts : ATTEMPTS;
     int32_t retry_ms = a->options != NULL && a->options->retry_ms != 0 ? a->options->retry_ms : RETRY_MS;
-    if (!result->has_error || result->outcome != GUARD_ROLLED_BACK || a->in_foreign || session->poison.code != 0 ||
-        !session->driver->retryable(session->connection, &result->error)) {
+    if (!result->has_error || result->outcome != GUARD_ROLLED_BACK || a->in_foreign || a->closed ||
+        session->poison.code != 0 || !session->driver->retryable(session->connection, &result->error)) {
         return 0;
     }
     if (*first_ms == 0) {
@@ -138,7 +140,7 @@ static guard_outcome run_nested(attempt *a, guard_result *result)
     guard_tx_session *session = a->session;
     run_attempt(a, result);
     result->attempts = 1;
-    if (result->has_error && result->outcome != GUARD_RELEASED &&
+    if (result->has_error && result->outcome != GUARD_RELEASED && !a->closed &&
         session->driver->retryable(session->connection, &result->error)) {
         guard_impl_panic_error(a->place, &result->error);
     }

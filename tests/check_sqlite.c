@@ -150,6 +150,44 @@ START_TEST(closing_with_everything_open_rolls_back_and_leaves_no_lock)
 }
 END_TEST
 
+typedef struct closing {
+    int nested; /* close in a savepoint's border */
+    int panic;
+} closing;
+
+static void close_in_body(guard_tx *tx, void *arg)
+{
+    const closing *how = arg;
+    guard_sqlite_exec(db, "INSERT INTO t DEFAULT VALUES");
+    if (how->nested) {
+        closing inner = {.panic = how->panic};
+        ck_assert_int_eq(guard_tx_nested(tx, close_in_body, &inner, NULL), GUARD_ROLLED_BACK);
+        return;
+    }
+    guard_sqlite_close(db);
+    if (how->panic) {
+        guard_panic(3, "closed");
+    }
+}
+
+START_TEST(a_connection_that_its_transactions_body_closes_is_a_rollback)
+{
+    static const closing ways[] = {{0, 0}, {0, 1}, {1, 0}, {1, 1}};
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        GUARD_AUTO(s);
+        guard_result result;
+        open_database(s);
+        guard_outcome outcome = guard_sqlite_transact(db, close_in_body, (void *)&ways[i], NULL, &result);
+        ck_assert_msg(outcome == GUARD_ROLLED_BACK, "way %zu: %s %s", i, guard_outcome_name(outcome),
+                      result.has_error ? result.error.message : "");
+        ck_assert_uint_eq(result.attempts, 1);
+        ck_assert_uint_eq(result.has_error, ways[i].panic && !ways[i].nested);
+        check_unlocked();
+        ck_assert_int_eq(database_number(path, COUNT), 0);
+    }
+}
+END_TEST
+
 static void step_it(void *stmt)
 {
     guard_sqlite_step(stmt);
@@ -442,6 +480,7 @@ int main(void)
         options_are_obeyed,
         a_reserved_word_or_an_unknown_value_is_misuse,
         closing_with_everything_open_rolls_back_and_leaves_no_lock,
+        a_connection_that_its_transactions_body_closes_is_a_rollback,
         a_statement_of_a_closed_connection_is_misuse,
         a_panic_closes_everything_in_order_and_leaves_no_lock,
         a_raw_blob_of_the_programs_is_told_at_the_close_and_leaves_no_lock,
