@@ -10,7 +10,7 @@ typedef enum chaos_kind {
     CHAOS_PANIC, /* panics before anything was begun */
     CHAOS_DEBIT, /* panics between debit and credit */
     CHAOS_SLEEP, /* sleeps between debit and credit, until the request's deadline or the end of the service */
-    CHAOS_KILL /* loses the connection to the database between debit and credit (SQLite has none to lose: it is given up) */
+    CHAOS_KILL   /* loses the connection to the database between debit and credit */
 } chaos_kind;
 
 /* The names of those that this build can do; ends with NULL. */

@@ -183,9 +183,9 @@ static void change(store_work *work, int64_t account, int64_t cents)
 static void kill_connection(store_work *work)
 {
     session *at = work->session;
-    /* A connection is not closed in the body of its transaction: that is rolled back, and the next request closes it. */
     at->broken = 1;
-    guard_panic(4, "chaos: the connection to the database is given up");
+    guard_sqlite_close(at->db);
+    guard_panic(4, "chaos: the connection to the database is gone");
 }
 
 /* ----------------------------------------------------------------------------------------------- reading -- */
