@@ -28,7 +28,6 @@
 
 struct http_server {
     struct MHD_Daemon *daemon;
-    const ledger_options *options;
     http_handler *handler;
     void *arg;
     pthread_mutex_t lock; /* of the two below */
@@ -212,7 +211,7 @@ static enum MHD_Result on_request(void *arg, struct MHD_Connection *connection, 
     describe(r, what, sizeof what);
     handling h = {server, r};
     service_failure failure;
-    if (service_call(handle, &h, what, (int64_t)server->options->request_ms, &failure) != 0) {
+    if (service_call(handle, &h, what, &failure) != 0) {
         answer_failure(r, &failure);
     }
     return send_answer(server, r);
@@ -247,11 +246,8 @@ static void read_address(const ledger_options *o, struct sockaddr_storage *addre
 http_server *http_open(guard_scope *scope, const ledger_options *options, http_handler *handler, void *arg)
 {
     http_server *server = guard_memory_allocate_array(scope, 1, sizeof *server, NULL);
-    *server = (http_server){.options = options,
-                            .handler = handler,
-                            .arg = arg,
-                            .lock = PTHREAD_MUTEX_INITIALIZER,
-                            .changed = PTHREAD_COND_INITIALIZER};
+    *server = (http_server){
+        .handler = handler, .arg = arg, .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
     struct sockaddr_storage address;
     int six;
     read_address(options, &address, &six);

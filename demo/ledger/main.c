@@ -20,6 +20,7 @@
 #include "options.h"
 #include "receipt.h"
 #include "routes.h"
+#include "service.h"
 
 /* After the requests were cancelled: what they have to roll back. */
 enum { ROLLBACK_MS = 5000 };
@@ -57,6 +58,7 @@ static void serve(const ledger_options *options)
     sigset_t waiting;
     hold_signals(&waiting);
     log_open(s, options->log);
+    service_open(s, options);
     ledger l = {options, driver_of(options)->open(s, options)};
     receipt_mend_all(options->receipts, l.store);
     guard_cancel_on_signal(SIGTERM, (int)options->drain_ms);

@@ -34,10 +34,9 @@ typedef struct plain {
 /* ------------------------------------------------------------------------------------------------ service -- */
 
 /* What http.c and the others ask of service.h: no border here. */
-int service_call(guard_fn *fn, void *arg, const char *what, int64_t deadline_ms, service_failure *failure)
+int service_call(guard_fn *fn, void *arg, const char *what, service_failure *failure)
 {
     (void)what;
-    (void)deadline_ms;
     (void)failure;
     fn(arg);
     return 0;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The border around each request, and what is counted of them.
+ * The border around each request, which is guard_service_call, and what is counted of them.
  */
 #include "service.h"
 
@@ -9,60 +9,42 @@
 #include <string.h>
 #include <sys/random.h>
 
-#include <guard/guard_cancel.h>
+#include <guard/guard_service.h>
 
+#include "http.h"
 #include "json.h"
 #include "log.h"
 #include "refusal.h"
 
-enum { SQLITE_BUSY_CODE = 5, SQLITE_LOCKED_CODE = 6 };
+static guard_service *service;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of all that follows */
 static uint64_t panics;
-static int under_way;       /* calls */
 static uint64_t answers[6]; /* by the first digit of the status */
 static uint64_t outcomes[GUARD_RELEASED + 1];
 
 /* ------------------------------------------------------------------------------------------------ border -- */
 
-typedef struct call {
-    guard_fn *fn;
-    void *arg;
-    int64_t deadline_ms;
-} call;
-
-static void run_call(void *arg)
+void service_open(guard_scope *scope, const ledger_options *options)
 {
-    const call *c = arg;
-    GUARD_AUTO(s);
-    guard_deadline(s, c->deadline_ms);
-    guard_checkpoint();
-    c->fn(c->arg);
-}
-
-static int passing_sqlstate(const char *sqlstate)
-{
-    /* The connection, the server's resources, its operator. */
-    return strncmp(sqlstate, "08", 2) == 0 || strncmp(sqlstate, "53", 2) == 0 || strncmp(sqlstate, "57", 2) == 0;
+    const guard_service_options limits = {.calls = HTTP_CONNECTIONS, .deadline_ms = (int32_t)options->request_ms};
+    service = guard_service_open(scope, "ledger", &limits);
 }
 
 /* 503 is for what may go well when it is tried again, 500 for the rest. */
 static int status_of(const guard_error *error)
 {
-    switch (error->domain) {
-    case LEDGER_REFUSAL:
+    if (error->domain == LEDGER_REFUSAL) {
         return error->code;
-    case GUARD_TIMEOUT:
-    case GUARD_CANCELLED:
-    case GUARD_MEMORY:
-    case GUARD_REFUSED:
+    }
+    if (error->domain == GUARD_TX && error->code == GUARD_TX_IN_DOUBT) {
+        return 503; /* the idempotency key makes it safe to ask again */
+    }
+    switch (guard_service_answer(error)) {
+    case GUARD_ANSWER_REFUSED:
+    case GUARD_ANSWER_CANCELLED:
+    case GUARD_ANSWER_BUSY:
         return 503;
-    case GUARD_TX:
-        return error->code == GUARD_TX_IN_DOUBT ? 503 : 500;
-    case GUARD_SQLITE:
-        return (error->code & 0xff) == SQLITE_BUSY_CODE || (error->code & 0xff) == SQLITE_LOCKED_CODE ? 503 : 500;
-    case GUARD_PQ:
-        return error->sqlstate[0] == '\0' || passing_sqlstate(error->sqlstate) ? 503 : 500;
     default:
         return 500;
     }
@@ -78,20 +60,9 @@ static void make_id(char *id, size_t size)
     snprintf(id, size, "%016" PRIx64, number);
 }
 
-static void count_under_way(int by)
+int service_call(guard_fn *fn, void *arg, const char *what, service_failure *failure)
 {
-    pthread_mutex_lock(&lock);
-    under_way += by;
-    pthread_mutex_unlock(&lock);
-}
-
-int service_call(guard_fn *fn, void *arg, const char *what, int64_t deadline_ms, service_failure *failure)
-{
-    call c = {fn, arg, deadline_ms};
-    count_under_way(1);
-    int code = guard_run(run_call, &c, &failure->error);
-    count_under_way(-1);
-    if (code == 0) {
+    if (guard_service_call(service, fn, arg, &failure->error) == 0) {
         return 0;
     }
     failure->id[0] = '\0';
@@ -140,17 +111,19 @@ json_t *service_status(guard_scope *scope)
 void service_metrics(FILE *out)
 {
     log_figures log = log_read_figures();
+    guard_service_figures calls;
+    guard_service_read(service, &calls);
     pthread_mutex_lock(&lock);
     fprintf(out,
             "# HELP ledger_panics_total Requests that ended by a panic.\n# TYPE ledger_panics_total counter\n"
             "ledger_panics_total %" PRIu64 "\n"
             "# HELP ledger_requests_under_way Requests inside the border now.\n# TYPE ledger_requests_under_way gauge\n"
-            "ledger_requests_under_way %d\n"
+            "ledger_requests_under_way %" PRIu64 "\n"
             "# HELP ledger_log_lines_total Lines of the log.\n# TYPE ledger_log_lines_total counter\n"
             "ledger_log_lines_total{fate=\"written\"} %" PRIu64 "\nledger_log_lines_total{fate=\"dropped\"} %" PRIu64
             "\n"
             "# HELP ledger_transfers_total Transactions of transfers.\n# TYPE ledger_transfers_total counter\n",
-            panics, under_way, log.written, log.dropped);
+            panics, calls.under_way, log.written, log.dropped);
     static const guard_outcome shown[] = {GUARD_COMMITTED, GUARD_ROLLED_BACK, GUARD_IN_DOUBT};
     for (size_t i = 0; i < sizeof shown / sizeof *shown; i++) {
         fprintf(out, "ledger_transfers_total{outcome=\"%s\"} %" PRIu64 "\n", guard_outcome_name(shown[i]),

@@ -10,6 +10,8 @@
 #include <jansson.h>
 #include <stdio.h>
 
+#include "options.h"
+
 /* How a call ended that did not return. */
 typedef struct service_failure {
     int status;  /* of HTTP */
@@ -17,11 +19,14 @@ typedef struct service_failure {
     guard_error error;
 } service_failure;
 
+/* For the scope, which outlives all calls. */
+void service_open(guard_scope *scope, const ledger_options *options);
+
 /*
- * Runs fn(arg) with a deadline: 0, or not with *failure filled. A panic is logged and counted, and the thread goes on. `what` is
- * for the log. Any thread.
+ * Runs fn(arg) with the deadline of a request: 0, or not with *failure filled. A panic is logged and counted, and the thread
+ * goes on. `what` is for the log. Any thread.
  */
-int service_call(guard_fn *fn, void *arg, const char *what, int64_t deadline_ms, service_failure *failure);
+int service_call(guard_fn *fn, void *arg, const char *what, service_failure *failure);
 
 /* Counts an answer, a transaction. Any thread. */
 void service_answered(int status);
