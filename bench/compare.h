@@ -27,8 +27,9 @@ typedef struct bench_side {
 typedef struct bench_row {
     const char *row;
     const char *peer;
-    const char *of; /* which of several comparisons of the same row and peer this is; NULL: there is but one */
-    double target;  /* the ratio to reach; 0: none, the peer is a floor or shown for orientation */
+    const char *of;   /* which of several comparisons of the same row and peer this is; NULL: there is but one */
+    double target;    /* the ratio to reach; 0: none, the peer is a floor or shown for orientation */
+    double target_ns; /* a time to reach, where there is no ratio to; 0: none */
     bench_side us;
     bench_side them;
     bool in_instructions; /* the target is about instructions, not time */

@@ -183,5 +183,6 @@ void bench_measure(const bench_row *row, const bench_settings *settings, bench_r
         snprintf(result->failed, sizeof result->failed, "%.*s", (int)sizeof result->failed - 1, error.message);
         return;
     }
-    result->ok = result->skipped[0] == '\0' && (row->target <= 0 || result->ratio <= row->target);
+    result->ok = result->skipped[0] == '\0' && (row->target <= 0 || result->ratio <= row->target) &&
+                 (row->target_ns <= 0 || result->us_ns <= row->target_ns);
 }

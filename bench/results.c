@@ -23,6 +23,8 @@ static void print_target(const bench_result *result)
 {
     if (result->row->target > 0) {
         printf(" %7.3g %s\n", result->row->target, result->ok ? "" : " behind");
+    } else if (result->row->target_ns > 0) {
+        printf(" %4g ns %s\n", result->row->target_ns, result->ok ? "" : " behind");
     } else {
         printf(" %7s\n", "-");
     }
@@ -90,6 +92,9 @@ static json_t *result_object(const bench_result *result)
     set_new(object, "ratio_max", json_real(result->ratio_max));
     set_new(object, "rounds", json_integer(result->rounds));
     set_new(object, "target", row->target > 0 ? json_real(row->target) : json_null());
+    if (row->target_ns > 0) {
+        set_new(object, "target_ns", json_real(row->target_ns));
+    }
     set_new(object, "ok", json_boolean(result->ok));
     return object;
 }

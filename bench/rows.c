@@ -110,5 +110,10 @@ const bench_row bench_rows[] = {
      .target = 1.0,
      .us.program = "worker_pq",
      .them.program = "worker_libpqxx"},
+    {.row = "pool-take",
+     .peer = "direct",
+     .target_ns = 1000,
+     .us.program = "worker_pq",
+     .them.program = "worker_direct"},
     {.row = NULL},
 };

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Floors: the same work in plain C, which knows no more than this one function, calls directly, and cannot fail. */
+#include <pthread.h>
 #include <setjmp.h>
 
 #include "bench.h"
@@ -141,11 +142,36 @@ static uint64_t panic_1(uint64_t count)
     return sum;
 }
 
+/* The least a pool can do: what is free lies in an array under a mutex. */
+static uint64_t pool_take(uint64_t count)
+{
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static int connection;
+    static int *idle[10] = {&connection};
+    static int idle_count = 1;
+    uint64_t taken = 0;
+    for (uint64_t i = 0; i < count; i++) {
+        pthread_mutex_lock(&lock);
+        int *mine = idle[--idle_count];
+        pthread_mutex_unlock(&lock);
+        taken += mine != NULL;
+        pthread_mutex_lock(&lock);
+        idle[idle_count++] = mine;
+        pthread_mutex_unlock(&lock);
+    }
+    return taken;
+}
+
 int main(int argc, char **argv)
 {
     static const bench_work works[] = {
-        {"scope-defer", scope_defer}, {"loop-defer", loop_defer}, {"scope-ten", scope_ten},
-        {"run-ok", run_ok},           {"panic-1", panic_1},       {NULL, NULL},
+        {"scope-defer", scope_defer},
+        {"loop-defer", loop_defer},
+        {"scope-ten", scope_ten},
+        {"run-ok", run_ok},
+        {"panic-1", panic_1},
+        {"pool-take", pool_take},
+        {NULL, NULL},
     };
     return bench_serve(argc, argv, works);
 }

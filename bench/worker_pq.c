@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Guarded transactions of one insert on PostgreSQL, without a marker and with a marker row. The server is the one that libpq finds by itself. */
+/* Guarded transactions of one insert on PostgreSQL, without a marker and with a marker row; the pool. The server is the one that libpq finds by itself. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -46,31 +46,63 @@ static void job_run(void *memory)
     mine->check = (uint64_t)guard_pq_query_int64(pq, "SELECT sum(n)::bigint FROM entry_guard", -1);
 }
 
-static uint64_t job_check(uint64_t count, int32_t marker)
+static uint64_t job_contain(guard_fn *run, job *mine)
 {
-    job mine = {.count = count, .marker = marker};
     guard_error error;
     if (getenv("PGHOST") == NULL) {
         bench_skip("no server: PGHOST is not set");
     }
-    if (guard_run(job_run, &mine, &error) != 0) {
+    if (guard_run(run, mine, &error) != 0) {
         bench_fail("%s", error.message);
     }
-    return mine.check;
+    return mine->check;
 }
 
 static uint64_t pq_tx(uint64_t count)
 {
-    return job_check(count, GUARD_PQ_MARKER_NONE);
+    job mine = {.count = count, .marker = GUARD_PQ_MARKER_NONE};
+    return job_contain(job_run, &mine);
 }
 
 static uint64_t pq_tx_marker(uint64_t count)
 {
-    return job_check(count, GUARD_PQ_MARKER_ROW);
+    job mine = {.count = count, .marker = GUARD_PQ_MARKER_ROW};
+    return job_contain(job_run, &mine);
+}
+
+/* A turn takes a connection that is idle, and gives it back. The check counts the takes that the pool served. */
+static void pool_run(void *memory)
+{
+    GUARD_AUTO(s);
+    job *mine = memory;
+    guard_pq_pool_stats stats;
+    guard_pq_pool *pool = guard_pq_pool_open(s, "", NULL);
+    {
+        GUARD_AUTO(first); /* makes the connection */
+        guard_pq_pool_take(first, pool, 0);
+    }
+    bench_begin();
+    for (uint64_t i = 1; i < mine->count; i++) {
+        GUARD_AUTO(turn);
+        guard_pq_pool_take(turn, pool, 0);
+    }
+    bench_end();
+    guard_pq_pool_stats_read(pool, &stats);
+    if (stats.opened != 1) {
+        bench_fail("%llu connections were opened", (unsigned long long)stats.opened);
+    }
+    mine->check = stats.takes;
+}
+
+static uint64_t pool_take(uint64_t count)
+{
+    job mine = {.count = count};
+    return job_contain(pool_run, &mine);
 }
 
 int main(int argc, char **argv)
 {
-    static const bench_work works[] = {{"pq-tx", pq_tx}, {"pq-tx-marker", pq_tx_marker}, {NULL, NULL}};
+    static const bench_work works[] = {
+        {"pq-tx", pq_tx}, {"pq-tx-marker", pq_tx_marker}, {"pool-take", pool_take}, {NULL, NULL}};
     return bench_serve(argc, argv, works);
 }
