@@ -16,7 +16,7 @@
 
 #include "ledger_program.h"
 
-enum { CLIENTS = 4, ROUNDS_PER_SECOND = 2 };
+enum { CLIENTS = 4, ROUNDS_PER_SECOND = 10 };
 
 static int soak_seconds(void)
 {
