@@ -37,8 +37,9 @@ extern "C" {
 
 /* The codes of domain GUARD_REFUSED. */
 typedef enum guard_refusal {
-    GUARD_REFUSED_CALLS = 1, /* as many calls as may be were under way */
-    GUARD_REFUSED_RATE = 2   /* more calls in this time than may be */
+    GUARD_REFUSED_CALLS = 1,  /* as many calls as may be were under way */
+    GUARD_REFUSED_RATE = 2,   /* more calls in this time than may be */
+    GUARD_REFUSED_BREAKER = 3 /* the breaker of a dependency, see guard_breaker.h */
 } guard_refusal;
 
 typedef struct guard_service_options {

@@ -182,6 +182,7 @@ int guard_service_call(guard_service *service, guard_fn *fn, void *arg, guard_er
         }
         return GUARD_MISUSE_ARGUMENT;
     }
+    guard_raise_held(); /* else guard_run would, past the end of a call that was admitted */
     int code = admit(service, error);
     if (code != 0) {
         return code;

@@ -213,6 +213,31 @@ START_TEST(a_call_whose_thread_ends_in_it_is_no_longer_under_way)
 }
 END_TEST
 
+static void panic_in_defer(void *arg)
+{
+    guard_panic(5, "%s", (char *)arg);
+}
+
+static void call_with_held(void *service)
+{
+    {
+        GUARD_AUTO(s);
+        guard_defer(s, panic_in_defer, "held");
+    }
+    guard_service_call(service, serve, NULL, NULL);
+}
+
+START_TEST(a_panic_held_before_a_call_is_raised_and_the_call_not_begun)
+{
+    GUARD_AUTO(s);
+    guard_service *service = guard_service_open(s, "test", NULL);
+    ck_assert_int_eq(guard_run(call_with_held, service, &error), 5);
+    ck_assert_str_eq(error.message, "held");
+    ck_assert_str_eq(trace_text(), "");
+    check_figures(service, 0, 0, 0, 0);
+}
+END_TEST
+
 START_TEST(an_error_is_answered_by_its_domain_and_code)
 {
     static const struct {
@@ -311,6 +336,7 @@ int main(void)
         a_rate_lets_its_burst_through_and_says_when_there_is_more,
         a_storm_from_many_threads_is_counted_exactly_within_the_limit,
         a_call_whose_thread_ends_in_it_is_no_longer_under_way,
+        a_panic_held_before_a_call_is_raised_and_the_call_not_begun,
         an_error_is_answered_by_its_domain_and_code,
         options_that_can_not_be_right_are_misuse,
         no_memory_at_any_allocation_opens_no_service_and_leaks_nothing,
