@@ -43,17 +43,6 @@ load_progress *progress_open(guard_scope *scope, int quiet)
     return p;
 }
 
-void progress_begin(load_progress *p, const char *what, const char *name, uint64_t size, uint64_t offset)
-{
-    p->what = what;
-    p->name = name;
-    p->size = size;
-    p->began_at = offset;
-    p->began = clock_seconds();
-    p->next = p->began + (p->terminal ? BAR_SECONDS : LINE_SECONDS);
-    p->calls = 0;
-}
-
 void progress_clear(load_progress *p)
 {
     if (p->shown > 0) {
@@ -81,7 +70,7 @@ static void format_left(char *text, size_t size, double seconds)
 static void draw(load_progress *p, uint64_t offset, uint64_t rows, double seconds)
 {
     double part = p->size > 0 ? (double)offset / (double)p->size : 1.0;
-    double speed = (double)(offset - p->began_at) / seconds;
+    double speed = seconds > 0 ? (double)(offset - p->began_at) / seconds : 0;
     char left[40] = "";
     if (speed > 0) {
         format_left(left, sizeof left, (double)(p->size - offset) / speed);
@@ -106,6 +95,21 @@ static void draw(load_progress *p, uint64_t offset, uint64_t rows, double second
         p->shown = fprintf(stderr, "%s %s [%.*s]%s", p->what, p->name, length, bar, numbers);
     } else {
         p->shown = fprintf(stderr, "%s%s", p->what, numbers);
+    }
+}
+
+void progress_begin(load_progress *p, const char *what, const char *name, uint64_t size, uint64_t offset)
+{
+    p->what = what;
+    p->name = name;
+    p->size = size;
+    p->began_at = offset;
+    p->began = clock_seconds();
+    p->next = p->began + (p->terminal ? BAR_SECONDS : LINE_SECONDS);
+    p->calls = 0;
+    /* At once, for the first rows may have to wait for a lock. */
+    if (p->terminal && !p->quiet) {
+        draw(p, offset < size ? offset : size, 0, 0);
     }
 }
 
