@@ -285,7 +285,7 @@ static void wait_until_few(size_t (*count)(const ledger_process *), const ledger
 {
     struct timespec pause = {.tv_nsec = 5000000};
     size_t found = 0;
-    for (int tries = 0; tries < 1000; tries++) {
+    for (int tries = 0; tries < 6000; tries++) {
         found = count(ledger);
         if (found <= most) {
             return;

@@ -350,7 +350,7 @@ void ledger_wait_metric(const ledger_process *ledger, const char *name, int64_t 
 {
     struct timespec pause = {.tv_nsec = 2000000};
     int64_t found = -1;
-    for (int tries = 0; tries < 2000; tries++) {
+    for (int tries = 0; tries < 15000; tries++) {
         found = ledger_metric(ledger, name);
         if (found == value) {
             return;
