@@ -3,6 +3,7 @@
 #include "compare.h"
 
 #define GUARD "worker_guard"
+#define FLIGHTS 231083U /* rows of demo/load/data/flights.csv */
 
 const bench_row bench_rows[] = {
     {.row = "scope-defer", .peer = "go", .target = 1.0, .us.program = GUARD, .them.program = "worker_go"},
@@ -115,5 +116,49 @@ const bench_row bench_rows[] = {
      .target_ns = 1000,
      .us.program = "worker_pq",
      .them.program = "worker_direct"},
+    /* A turn is a row of the file, all of which are loaded; a round takes seconds. */
+    {.row = "load-sqlite",
+     .peer = "sqlite3",
+     .target = 1.0,
+     .us.program = "worker_load_sqlite",
+     .them = {"worker_load_sqlite", "sqlite3-import"},
+     .count = FLIGHTS,
+     .rounds = 15},
+    {.row = "load-pq-1",
+     .peer = "psql",
+     .target = 1.0,
+     .us.program = "worker_load_pq",
+     .them = {"worker_load_pq", "psql-copy"},
+     .count = FLIGHTS,
+     .rounds = 7},
+    {.row = "load-pq-2",
+     .peer = "psql",
+     .target = 0.7,
+     .us.program = "worker_load_pq",
+     .them = {"worker_load_pq", "psql-copy"},
+     .count = FLIGHTS,
+     .rounds = 7},
+    {.row = "load-pq-1",
+     .peer = "pgloader",
+     .target = 0.4,
+     .us.program = "worker_load_pq",
+     .them = {"worker_load_pq", "pgloader"},
+     .count = FLIGHTS,
+     .rounds = 3},
+    /* One row in a hundred is bad; psql and sqlite3 cannot go on after the first. */
+    {.row = "load-bad-sqlite",
+     .peer = "self",
+     .target = 1.3,
+     .us.program = "worker_load_sqlite",
+     .them = {"worker_load_sqlite", "load-sqlite"},
+     .count = FLIGHTS,
+     .rounds = 15},
+    {.row = "load-bad-pq",
+     .peer = "self",
+     .target = 2.5,
+     .us.program = "worker_load_pq",
+     .them = {"worker_load_pq", "load-pq-1"},
+     .count = FLIGHTS,
+     .rounds = 5},
     {.row = NULL},
 };
