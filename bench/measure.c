@@ -124,8 +124,11 @@ static void measure_instructions(const task *mine)
     result->us_instructions = bench_worker_instructions(folder, &row->us, work_of(row, &row->us), INSTRUCTIONS_COUNT);
     result->peer_instructions = bench_worker_instructions(folder, &row->them, work_of(row, &row->them),
                                                           INSTRUCTIONS_COUNT);
-    if (result->us_instructions <= 0 || result->peer_instructions <= 0) {
+    bool is_known = result->us_instructions > 0 && result->peer_instructions > 0;
+    if (!is_known && row->in_instructions) {
         snprintf(result->skipped, sizeof result->skipped, "instructions need valgrind");
+    }
+    if (!is_known || !row->in_instructions) {
         return;
     }
     result->ratio = result->us_instructions / result->peer_instructions;
@@ -163,7 +166,7 @@ static void measure(void *memory)
     if (count > 0) {
         measure_rounds(&both, count, rounds_of(mine));
     }
-    if (row->in_instructions && !mine->settings->is_check && mine->result->skipped[0] == '\0') {
+    if ((row->in_instructions || row->is_counted) && !mine->settings->is_check && mine->result->skipped[0] == '\0') {
         measure_instructions(mine);
     }
 }
