@@ -2,7 +2,7 @@
 /* The core's rows, done with libguard as a user does. */
 #include <stdlib.h>
 
-#include <guard/guard.h>
+#include <guard/guard_trace.h>
 
 #include "bench.h"
 
@@ -118,6 +118,22 @@ static uint64_t panic_1(uint64_t count)
     return sum;
 }
 
+/* panic-1 with its stack captured and not named. */
+static uint64_t panic_stack(uint64_t count)
+{
+    int former = guard_trace_capture(1);
+    uint64_t sum = panic_1(count);
+    uint64_t other = 0;
+    guard_error error;
+    guard_trace trace;
+    guard_run(panic_1_body, &other, &error);
+    if (guard_trace_of(&error, &trace) < 4) {
+        bench_fail("the panic was not traced");
+    }
+    guard_trace_capture(former);
+    return sum;
+}
+
 static volatile int boom = 7; /* read each time, or the compiler takes the recursion for an endless one */
 
 static NOINLINE void panic_10x10_frame(uint64_t *sum, int depth)
@@ -160,9 +176,8 @@ static uint64_t panic_10x10(uint64_t count)
 
 #define MANY 100000U
 
-/* Of a thread, which gives back what it takes. */
-static __thread size_t held_bytes;
-static __thread size_t most_bytes;
+static size_t held_bytes;
+static size_t most_bytes;
 
 /* The size goes before the memory, so that what is given back is known. */
 static void *count_allocate(size_t size)
@@ -172,8 +187,10 @@ static void *count_allocate(size_t size)
         return NULL;
     }
     *memory = size;
-    held_bytes += size;
-    most_bytes = held_bytes > most_bytes ? held_bytes : most_bytes;
+    size_t held = __atomic_add_fetch(&held_bytes, size, __ATOMIC_RELAXED);
+    if (held > __atomic_load_n(&most_bytes, __ATOMIC_RELAXED)) {
+        __atomic_store_n(&most_bytes, held, __ATOMIC_RELAXED); /* exact where one thread runs, as in defers-100k */
+    }
     return (char *)memory + 16;
 }
 
@@ -181,7 +198,7 @@ static void count_release(void *memory)
 {
     if (memory != NULL) {
         size_t *begin = (size_t *)(void *)((char *)memory - 16);
-        held_bytes -= *begin;
+        __atomic_sub_fetch(&held_bytes, *begin, __ATOMIC_RELAXED);
         free(begin);
     }
 }
@@ -215,9 +232,11 @@ static uint64_t defers_50k(uint64_t count)
 int main(int argc, char **argv)
 {
     static const bench_work works[] = {
-        {"scope-defer", scope_defer}, {"loop-defer", loop_defer}, {"scope-ten", scope_ten},
-        {"run-ok", run_ok},           {"panic-1", panic_1},       {"panic-10x10", panic_10x10},
-        {"defers-100k", defers_100k}, {"defers-50k", defers_50k}, {NULL, NULL},
+        {"scope-defer", scope_defer}, {"loop-defer", loop_defer},
+        {"scope-ten", scope_ten},     {"run-ok", run_ok},
+        {"panic-1", panic_1},         {"panic-10x10", panic_10x10},
+        {"panic-stack", panic_stack}, {"defers-100k", defers_100k},
+        {"defers-50k", defers_50k},   {NULL, NULL},
     };
     guard_allocator(count_allocate, count_release);
     return bench_serve(argc, argv, works);

@@ -48,8 +48,11 @@ void guard_error_open(guard_error *error, int domain, int code)
     error->code = code != 0 ? code : -1;
     error->os_error = errno;
     error->line = 0;
+    error->trace = 0;
     error->cause_count = 0;
     error->cause_more = 0;
+    error->flags = 0;
+    error->reserved = 0;
     error->sqlstate[0] = '\0';
     error->file[0] = '\0';
     error->function[0] = '\0';

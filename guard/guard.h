@@ -114,10 +114,13 @@ typedef struct guard_cause {
     uint32_t line;
     uint8_t relation; /* a guard_relation */
     char sqlstate[6];
-    char reserved;
+    uint8_t flags; /* GUARD_ERROR_... */
     char file[28];    /* the last part of the path */
     char message[56]; /* cut at the end where it is longer */
 } guard_cause;
+
+#define GUARD_ERROR_CAUGHT 1U     /* a border returned it */
+#define GUARD_ERROR_REPANICKED 2U /* it was caught, or recovered, and raised again */
 
 /*
  * An error, flat and at most 1 KiB: copy it with `=`, hand it to another thread, keep it as long as you like.
@@ -128,9 +131,13 @@ typedef struct guard_error {
     int32_t code;        /* never 0 */
     int32_t os_error;    /* errno when the panic was raised */
     uint32_t line;       /* where it was raised */
+    uint32_t trace;      /* the number of its stack trace, see guard_trace.h; 0: none */
     uint8_t cause_count; /* entries in causes, newest relation last */
     uint8_t cause_more;  /* how many more there were, at most 255 */
+    uint8_t flags;       /* GUARD_ERROR_... */
+    uint8_t reserved;
     char sqlstate[6];    /* five characters, for databases that have one */
+    char more_reserved[2];
     char file[48];       /* the last part of the path */
     char function[40];
     char message[300];   /* one line, without a newline at its end */

@@ -17,6 +17,7 @@
 #include <guard/guard.h>
 #include <guard/guard_cancel.h>
 #include <guard/guard_process.h>
+#include <guard/guard_trace.h>
 
 _Static_assert(sizeof(guard_error) <= 1024, "guard_error is at most 1 KiB");
 _Static_assert(sizeof(guard_impl_record) <= 48, "a record is at most 48 bytes");
@@ -191,6 +192,12 @@ static inline guard_pool *guard_scope_pool(guard_stack *stack, guard_scope *scop
 
 /* ---------------------------------------------------------------------------------------------- threads -- */
 
+/* A trace that a thread keeps after its panic was caught. */
+typedef struct guard_kept_trace {
+    uint32_t number; /* guard_error.trace; 0: none */
+    guard_trace trace;
+} guard_kept_trace;
+
 /* What a thread has besides its stack of scopes. */
 typedef struct guard_thread {
     guard_stack stack; /* its own; first */
@@ -202,6 +209,10 @@ typedef struct guard_thread {
     bool is_woken;       /* wake is readable */
     pthread_mutex_t lock;
     guard_interrupt *interrupts; /* under lock */
+    uint32_t trace_number;       /* the last one given */
+    uint32_t trace_turn;         /* panics since the last one that was traced */
+    uint32_t trace_next;         /* the entry that is used next */
+    guard_kept_trace traces[GUARD_TRACE_KEPT];
 } guard_thread;
 
 extern __thread guard_thread *guard_thread_own __attribute__((tls_model("initial-exec"), visibility("hidden")));
@@ -294,13 +305,35 @@ struct guard_recovery {
     guard_impl_border *border; /* the border it will reach; NULL: uncaught */
     const void *target;        /* where it stops: that border, or a scope whose automatic close called the raiser */
     guard_scope *scope;        /* whose records it runs at the moment */
+    const guard_trace *trace;  /* where it was raised, in a frame as alive as this one; NULL: not known */
     bool in_kind;              /* it runs a kind's release: a panic from there is attached to this one */
     bool recovering;           /* it runs a recovering defer */
     bool recovered;
 };
 
-/* Raises *error, which lies in a frame that stays alive; `place` is NULL where the error has its place. */
-GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error, const guard_place *place);
+/*
+ * Raises *error, which lies in a frame that stays alive; `place` is NULL where the error has its place. A trace begins with the frame that
+ * called from `from`; NULL: with the library's own.
+ */
+GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error, const guard_place *place, const void *from);
+
+/* See guard_trace_capture. */
+extern int guard_trace_every __attribute__((visibility("hidden")));
+
+/*
+ * Whether guard_trace_raise has something to do: with the default, one test of a word that no panic changes. An error that was traced keeps
+ * its trace when it is raised again.
+ */
+static inline bool guard_trace_is_wanted(const guard_stack *stack, const guard_error *error)
+{
+    return GUARD_IMPL_UNLIKELY(__atomic_load_n(&guard_trace_every, __ATOMIC_RELAXED) > 0 || stack->border == NULL ||
+                               error->trace != 0);
+}
+
+/* Fills *trace in and makes it the panic's, where the panic is to be traced; else false. */
+bool guard_trace_raise(guard_recovery *panic, const void *from, guard_trace *trace);
+/* Keeps a trace beyond its panic. */
+void guard_trace_store(const guard_trace *trace, uint32_t number);
 
 /* Goes on to the border as a panic does that was recovered; there must be a border. */
 GUARD_NORETURN void guard_raise_recovered(guard_stack *stack);

@@ -41,7 +41,7 @@ void guard_misuse_hold(guard_stack *stack, const guard_error *error)
     } else if (stack->border == NULL) {
         guard_error copy;
         guard_error_copy(&copy, error);
-        guard_raise(stack, &copy, NULL); /* uncaught, so it does not jump */
+        guard_raise(stack, &copy, NULL, NULL); /* uncaught, so it does not jump */
     } else {
         guard_hold(stack, error);
     }

@@ -178,10 +178,14 @@ GUARD_NORETURN static void panic_land_border(guard_stack *stack, guard_recovery 
         border->state = GUARD_IMPL_CAUGHT;
         if (border->out != NULL) {
             guard_error_copy(border->out, panic->error);
+            border->out->flags |= GUARD_ERROR_CAUGHT;
             if (panic->place != NULL) {
                 /* Not before: the copy would wait for the bytes just written. */
                 guard_error_place(border->out, panic->place);
             }
+        }
+        if (GUARD_IMPL_UNLIKELY(panic->trace != NULL)) {
+            guard_trace_store(panic->trace, panic->error->trace);
         }
         errno = panic->error->os_error;
     }
@@ -218,6 +222,9 @@ GUARD_NORETURN static void panic_go(guard_stack *stack, guard_recovery *panic)
         if (!panic->recovered) {
             panic_complete(panic);
             guard_hold(stack, panic->error);
+            if (panic->trace != NULL) {
+                guard_trace_store(panic->trace, panic->error->trace);
+            }
         }
         guard_leave_resume(stack, panic->target);
         /* The frame was not found, see leave.c: the panic goes on to the border from here. */
@@ -228,12 +235,24 @@ GUARD_NORETURN static void panic_go(guard_stack *stack, guard_recovery *panic)
     }
 }
 
-GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error, const guard_place *place)
+/* Apart, so that a panic that is not traced has no trace in its frame. */
+GUARD_NORETURN static __attribute__((noinline)) void panic_go_traced(guard_stack *stack, guard_recovery *panic,
+                                                                     const void *from)
+{
+    guard_trace trace;
+    guard_trace_raise(panic, from, &trace);
+    panic_go(stack, panic);
+}
+
+GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error, const guard_place *place, const void *from)
 {
     guard_recovery here __attribute__((cleanup(panic_pass))) = {
         .prev = stack->panic, .error = error, .place = place, .border = stack->border};
     if (GUARD_IMPL_UNLIKELY(stack->held == HELD_WAITING)) {
         panic_take_held(stack, &here, GUARD_REPLACED);
+    }
+    if (guard_trace_is_wanted(stack, error)) {
+        panic_go_traced(stack, &here, from);
     }
     panic_go(stack, &here);
 }
@@ -273,14 +292,14 @@ void guard_raise_held(void)
     if (GUARD_IMPL_UNLIKELY(stack != NULL && stack->held == HELD_WAITING)) {
         guard_error error;
         guard_unhold(stack, &error);
-        guard_raise(stack, &error, NULL);
+        guard_raise(stack, &error, NULL, __builtin_return_address(0));
     }
 }
 
 /* -------------------------------------------------------------------------------------------- raising -- */
 
 /* Without memory for a stack nothing can have been registered and no border opened. */
-GUARD_NORETURN static void panic_begin(guard_error *error, const guard_place *place)
+GUARD_NORETURN static void panic_begin(guard_error *error, const guard_place *place, const void *from)
 {
     guard_stack *stack = guard_stack_make();
     if (stack == NULL) {
@@ -289,7 +308,7 @@ GUARD_NORETURN static void panic_begin(guard_error *error, const guard_place *pl
         }
         guard_report_uncaught(error);
     }
-    guard_raise(stack, error, place);
+    guard_raise(stack, error, place, from);
 }
 
 void guard_impl_panic(const guard_place *place, int domain, int code, const char *format, ...)
@@ -300,7 +319,7 @@ void guard_impl_panic(const guard_place *place, int domain, int code, const char
     va_start(arguments, format);
     guard_error_message(&error, format, arguments);
     va_end(arguments);
-    panic_begin(&error, place);
+    panic_begin(&error, place, __builtin_return_address(0));
 }
 
 void guard_impl_panic_os(const guard_place *place, const char *format, ...)
@@ -316,7 +335,7 @@ void guard_impl_panic_os(const guard_place *place, const char *format, ...)
     snprintf(text, sizeof text, ": %s",
              strerrordesc_np(error.os_error) != NULL ? strerrordesc_np(error.os_error) : "unknown error");
     guard_text_copy(error.message + length, sizeof error.message - length, text);
-    panic_begin(&error, place);
+    panic_begin(&error, place, __builtin_return_address(0));
 }
 
 void guard_impl_panic_error(const guard_place *place, const guard_error *error)
@@ -326,7 +345,7 @@ void guard_impl_panic_error(const guard_place *place, const guard_error *error)
     if (copy.code == 0) {
         copy.code = -1;
     }
-    panic_begin(&copy, copy.file[0] == '\0' ? place : NULL);
+    panic_begin(&copy, copy.file[0] == '\0' ? place : NULL, __builtin_return_address(0));
 }
 
 /* ----------------------------------------------------------------------------------------- recovering -- */

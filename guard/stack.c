@@ -176,6 +176,12 @@ guard_stack *guard_stack_make(void)
     thread->wake = -1;
     thread->is_woken = false;
     thread->interrupts = NULL;
+    thread->trace_number = 0;
+    thread->trace_turn = 0;
+    thread->trace_next = 0;
+    for (uint32_t i = 0; i < GUARD_TRACE_KEPT; i++) {
+        thread->traces[i].number = 0;
+    }
     pthread_mutex_init(&thread->lock, NULL);
     thread_list(thread);
     guard_thread_own = thread;

@@ -1,0 +1,214 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * trace.c: the stack on which a panic was raised, as return addresses.
+ *
+ *     raised --trace due--> in the frame of guard_raise --caught, or held--> kept: one of the thread's last GUARD_TRACE_KEPT
+ *                              \--uncaught--> read by the report, from there        \--raised again--> in that frame again
+ *
+ * Invariants: the error of a traced panic carries the trace's number, which is never 0; the number alone finds the trace, in the frames of
+ * the running panics and among those that the thread keeps. A running panic's trace lies in its own frame, so that what its deferred
+ * functions raise and catch cannot push it out. Nothing here allocates but guard_trace_capture.
+ *
+ * The unwinder is libgcc's, which is linked for leave.c anyway, walks without allocating, and needs no warming up. libunwind's
+ * unw_backtrace is several times as fast (it remembers how to leave each function) and is used once it is loaded. It is loaded by dlopen with
+ * RTLD_LOCAL, not linked: it exports the whole of _Unwind_*, and a program in whose search order it came before libgcc_s would unwind
+ * pthread_cancel and C++ exceptions half by the one and half by the other.
+ */
+#include <dlfcn.h>
+#include <unwind.h>
+
+#include "internal.h"
+
+#include <guard/guard_trace.h>
+
+#define LIBRARY_FRAMES 8U /* room for the library's own, which are skipped */
+#define WALK_MOST (GUARD_TRACE_FRAMES + LIBRARY_FRAMES)
+#define NUMBERS 1024U /* that a thread takes at a time */
+
+typedef int walk_fn(void **frames, int size);
+
+int guard_trace_every;
+
+static walk_fn *trace_walk; /* unw_backtrace; NULL: not loaded */
+static uint32_t trace_numbers;
+
+/* ----------------------------------------------------------------------------------------------- walking -- */
+
+typedef struct walked {
+    const void *frames[WALK_MOST + 1]; /* the last one only says that there are more */
+    uint32_t count;
+} walked;
+
+static _Unwind_Reason_Code walk_one(struct _Unwind_Context *context, void *memory)
+{
+    walked *to = memory;
+    uintptr_t address = _Unwind_GetIP(context);
+    if (address == 0) {
+        return _URC_END_OF_STACK; /* below main and a thread's first function */
+    }
+    to->frames[to->count++] = (const void *)address;
+    return to->count <= WALK_MOST ? _URC_NO_REASON : _URC_END_OF_STACK;
+}
+
+/* Keeps what lies outwards of the frame that called from `from`, that one included; everything where it is not found. */
+static void walked_copy(const walked *from_walk, const void *from, guard_trace *trace)
+{
+    uint32_t first = 0;
+    while (first < from_walk->count && from_walk->frames[first] != from) {
+        first++;
+    }
+    first = first == from_walk->count ? 0 : first;
+    uint32_t count = from_walk->count - first;
+    trace->is_cut = count > GUARD_TRACE_FRAMES;
+    trace->count = trace->is_cut ? GUARD_TRACE_FRAMES : count;
+    memcpy(trace->frames, from_walk->frames + first, trace->count * sizeof *trace->frames);
+}
+
+/* Inline: each frame of the library's own costs a panic as much as one of the program's. */
+static inline __attribute__((always_inline)) void trace_take(const void *from, guard_trace *trace)
+{
+    walked walk;
+    walk.count = 0;
+    walk_fn *fast = __atomic_load_n(&trace_walk, __ATOMIC_ACQUIRE);
+    if (fast != NULL) {
+        int count = fast((void **)(uintptr_t)walk.frames, WALK_MOST + 1);
+        walk.count = count > 0 ? (uint32_t)count : 0;
+        while (walk.count > 0 && walk.frames[walk.count - 1] == NULL) {
+            walk.count--;
+        }
+    }
+    if (walk.count == 0) {
+        _Unwind_Backtrace(walk_one, &walk);
+    }
+    walked_copy(&walk, from, trace);
+}
+
+unsigned guard_trace_here(guard_trace *trace)
+{
+    trace_take(__builtin_return_address(0), trace);
+    return trace->count;
+}
+
+/* ---------------------------------------------------------------------------------------------- capturing -- */
+
+static void walk_load(void)
+{
+#ifdef GUARD_HAVE_LIBUNWIND
+    if (__atomic_load_n(&trace_walk, __ATOMIC_ACQUIRE) == NULL) {
+        void *library = dlopen(GUARD_HAVE_LIBUNWIND, RTLD_NOW | RTLD_LOCAL);
+        walk_fn *fast = library != NULL ? (walk_fn *)(uintptr_t)dlsym(library, "unw_backtrace") : NULL;
+        if (fast != NULL) {
+            void *frames[4];
+            (void)fast(frames, 4); /* its first call sets itself up */
+            __atomic_store_n(&trace_walk, fast, __ATOMIC_RELEASE);
+        }
+    }
+#endif
+}
+
+int guard_trace_capture(int every)
+{
+    if (every > 0) {
+        walk_load();
+    }
+    return __atomic_exchange_n(&guard_trace_every, every, __ATOMIC_SEQ_CST);
+}
+
+static bool trace_is_due(guard_thread *thread, const guard_recovery *panic)
+{
+    int every = __atomic_load_n(&guard_trace_every, __ATOMIC_RELAXED);
+    if (every <= 0 || panic->border == NULL) {
+        return every >= 0 && panic->border == NULL;
+    }
+    if (++thread->trace_turn < (uint32_t)every) {
+        return false;
+    }
+    thread->trace_turn = 0;
+    return true;
+}
+
+/* Unlike every other thread's; the same again after 2^32 traces, of which a thread keeps the last few. */
+static uint32_t trace_number(guard_thread *thread)
+{
+    if (thread->trace_number % NUMBERS == 0) {
+        thread->trace_number = __atomic_fetch_add(&trace_numbers, NUMBERS, __ATOMIC_RELAXED) + 1;
+        return thread->trace_number;
+    }
+    return ++thread->trace_number;
+}
+
+bool guard_trace_raise(guard_recovery *panic, const void *from, guard_trace *trace)
+{
+    guard_thread *thread = guard_thread_own;
+    guard_error *error = panic->error;
+    if (error->trace != 0 && guard_trace_of(error, trace) > 0) {
+        panic->trace = trace;
+        return true;
+    }
+    error->trace = 0;
+    if (!trace_is_due(thread, panic)) {
+        return false;
+    }
+    trace_take(from, trace);
+    error->trace = trace_number(thread);
+    panic->trace = trace;
+    return true;
+}
+
+/* ----------------------------------------------------------------------------------------------- keeping -- */
+
+static void trace_copy(guard_trace *to, const guard_trace *from)
+{
+    to->count = from->count <= GUARD_TRACE_FRAMES ? from->count : GUARD_TRACE_FRAMES;
+    to->is_cut = from->is_cut;
+    memcpy(to->frames, from->frames, to->count * sizeof *from->frames);
+}
+
+void guard_trace_store(const guard_trace *trace, uint32_t number)
+{
+    guard_thread *thread = guard_thread_own;
+    guard_kept_trace *kept = &thread->traces[thread->trace_next];
+    thread->trace_next = (thread->trace_next + 1) % GUARD_TRACE_KEPT;
+    kept->number = number;
+    trace_copy(&kept->trace, trace);
+}
+
+void guard_trace_keep(guard_error *error, const guard_trace *trace)
+{
+    guard_thread *thread = guard_thread_own;
+    if (thread == NULL || trace->count == 0) {
+        return;
+    }
+    error->trace = trace_number(thread);
+    guard_trace_store(trace, error->trace);
+}
+
+static const guard_trace *trace_find(uint32_t number)
+{
+    const guard_thread *thread = guard_thread_own;
+    if (number == 0 || thread == NULL) {
+        return NULL;
+    }
+    for (const guard_recovery *panic = guard_stack_own->panic; panic != NULL; panic = panic->prev) {
+        if (panic->trace != NULL && panic->error->trace == number) {
+            return panic->trace;
+        }
+    }
+    for (uint32_t i = 0; i < GUARD_TRACE_KEPT; i++) {
+        if (thread->traces[i].number == number) {
+            return &thread->traces[i].trace;
+        }
+    }
+    return NULL;
+}
+
+unsigned guard_trace_of(const guard_error *error, guard_trace *trace)
+{
+    const guard_trace *found = trace_find(error->trace);
+    trace->count = 0;
+    trace->is_cut = 0;
+    if (found != NULL) {
+        trace_copy(trace, found);
+    }
+    return trace->count;
+}
