@@ -33,7 +33,8 @@ typedef struct bench_row {
     bench_side us;
     bench_side them;
     bool in_instructions; /* the target is about instructions, not time */
-    uint64_t count;       /* turns in a request; 0: as many as take about 10 ms */
+    bool is_counted;      /* they are counted too */
+    uint64_t count;       /* turns in a request that is no check; 0: as many as take about 10 ms */
     unsigned rounds;      /* 0: the default */
 } bench_row;
 

@@ -124,8 +124,11 @@ static void measure_instructions(const task *mine)
     result->us_instructions = bench_worker_instructions(folder, &row->us, work_of(row, &row->us), INSTRUCTIONS_COUNT);
     result->peer_instructions = bench_worker_instructions(folder, &row->them, work_of(row, &row->them),
                                                           INSTRUCTIONS_COUNT);
-    if (result->us_instructions <= 0 || result->peer_instructions <= 0) {
+    bool is_known = result->us_instructions > 0 && result->peer_instructions > 0;
+    if (!is_known && row->in_instructions) {
         snprintf(result->skipped, sizeof result->skipped, "instructions need valgrind");
+    }
+    if (!is_known || !row->in_instructions) {
         return;
     }
     result->ratio = result->us_instructions / result->peer_instructions;
@@ -144,6 +147,12 @@ static unsigned rounds_of(const task *mine)
     return rounds < ROUNDS_MOST ? rounds : ROUNDS_MOST;
 }
 
+/* A row with a count of its own loads so many rows of a file; in a check the first few hundred, among them bad ones. */
+static uint64_t count_of_check(const bench_row *row)
+{
+    return row->count > 0 ? 300 : 3;
+}
+
 static void measure(void *memory)
 {
     GUARD_AUTO(s);
@@ -153,11 +162,11 @@ static void measure(void *memory)
     pair both = {.row = row, .result = mine->result};
     both.us = bench_worker_open(s, folder, row->us.program);
     both.them = bench_worker_open(s, folder, row->them.program);
-    uint64_t count = row->count > 0 ? row->count : mine->settings->is_check ? 3 : calibrate(&both);
+    uint64_t count = mine->settings->is_check ? count_of_check(row) : row->count > 0 ? row->count : calibrate(&both);
     if (count > 0) {
         measure_rounds(&both, count, rounds_of(mine));
     }
-    if (row->in_instructions && !mine->settings->is_check && mine->result->skipped[0] == '\0') {
+    if ((row->in_instructions || row->is_counted) && !mine->settings->is_check && mine->result->skipped[0] == '\0') {
         measure_instructions(mine);
     }
 }

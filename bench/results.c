@@ -83,7 +83,7 @@ static json_t *result_object(const bench_result *result)
     set_new(object, "peer", json_string(row->peer));
     set_new(object, "peer_ns", json_real(result->peer_ns));
     set_new(object, "measure", json_string(row->in_instructions ? "instructions" : "time"));
-    if (result->us_instructions > 0) {
+    if (result->us_instructions > 0 && result->peer_instructions > 0) {
         set_new(object, "us_instructions", json_real(result->us_instructions));
         set_new(object, "peer_instructions", json_real(result->peer_instructions));
     }

@@ -176,8 +176,9 @@ static uint64_t panic_10x10(uint64_t count)
 
 #define MANY 100000U
 
-static size_t held_bytes;
-static size_t most_bytes;
+/* Of a thread, which gives back what it takes. */
+static __thread size_t held_bytes;
+static __thread size_t most_bytes;
 
 /* The size goes before the memory, so that what is given back is known. */
 static void *count_allocate(size_t size)
@@ -187,10 +188,8 @@ static void *count_allocate(size_t size)
         return NULL;
     }
     *memory = size;
-    size_t held = __atomic_add_fetch(&held_bytes, size, __ATOMIC_RELAXED);
-    if (held > __atomic_load_n(&most_bytes, __ATOMIC_RELAXED)) {
-        __atomic_store_n(&most_bytes, held, __ATOMIC_RELAXED); /* exact where one thread runs, as in defers-100k */
-    }
+    held_bytes += size;
+    most_bytes = held_bytes > most_bytes ? held_bytes : most_bytes;
     return (char *)memory + 16;
 }
 
@@ -198,7 +197,7 @@ static void count_release(void *memory)
 {
     if (memory != NULL) {
         size_t *begin = (size_t *)(void *)((char *)memory - 16);
-        __atomic_sub_fetch(&held_bytes, *begin, __ATOMIC_RELAXED);
+        held_bytes -= *begin;
         free(begin);
     }
 }
