@@ -343,6 +343,7 @@ void guard_sqlite_close(guard_sqlite *db)
 
 sqlite3 *guard_sqlite_raw(guard_sqlite *db)
 {
+    db->raw_given = 1;
     return db->raw;
 }
 

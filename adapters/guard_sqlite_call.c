@@ -53,12 +53,26 @@ int guard_sqlite_call_prepare(guard_sqlite *db, const char *sql, int64_t length,
     return rc;
 }
 
-int guard_sqlite_call_step(guard_sqlite *db, sqlite3_stmt *stmt)
+/* Apart, for its frame. */
+static __attribute__((noinline)) int step_adopted(guard_sqlite *db, sqlite3_stmt *stmt)
 {
     call_guard call;
     call_open(db, &call);
     int rc = sqlite3_step(stmt);
     call_close(db, &call);
+    return rc;
+}
+
+int guard_sqlite_call_step(guard_sqlite *db, sqlite3_stmt *stmt)
+{
+    if (GUARD_IMPL_UNLIKELY(db->adopted)) {
+        return step_adopted(db, stmt);
+    }
+    db->calls++;
+    int state = guard_foreign_open();
+    int rc = sqlite3_step(stmt);
+    guard_foreign_close(state);
+    db->calls--;
     return rc;
 }
 

@@ -43,6 +43,8 @@ struct guard_sqlite {
     guard_sqlite *next_inherited;
     dev_t device; /* of its main file; inode 0: it has none */
     ino_t inode;
+    int raw_given;    /* the program has a handle of SQLite's own, and may step statements that we do not see */
+    unsigned reading; /* statements of ours that stand on a row */
     int watched;      /* a transaction is open, or the connection is poisoned: look before each statement */
     unsigned calls;   /* calls of ours that SQLite is in: a latched panic has somebody who raises it */
     pthread_t thread; /* of the open transaction */

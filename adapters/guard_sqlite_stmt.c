@@ -20,6 +20,14 @@ static const guard_kind stmt_kind = {.name = "sqlite statement", .release = rele
 
 /* ------------------------------------------------------------------------------------------------- checks */
 
+static inline void set_stepped(guard_sqlite_stmt *stmt, int stepped)
+{
+    if (GUARD_IMPL_UNLIKELY(stmt->stepped != stepped)) {
+        stmt->db->reading += stepped ? 1U : -1U;
+        stmt->stepped = stepped;
+    }
+}
+
 /* Slow side of guard_sqlite_may_run. */
 int guard_sqlite_look(guard_sqlite *db, const guard_place *place)
 {
@@ -124,6 +132,7 @@ void guard_sqlite_detach_stmt(guard_sqlite_stmt *stmt)
     } else {
         stmt->db->statements = stmt->next;
     }
+    set_stepped(stmt, 0);
     /* Its result repeats the last step's, which was told then. */
     sqlite3_finalize(stmt->raw);
     stmt->db = NULL;
@@ -216,6 +225,9 @@ void guard_sqlite_stmt_close(guard_sqlite_stmt *stmt)
 
 sqlite3_stmt *guard_sqlite_stmt_raw(guard_sqlite_stmt *stmt)
 {
+    if (stmt->db != NULL) {
+        stmt->db->raw_given = 1;
+    }
     return stmt->raw;
 }
 
@@ -248,7 +260,7 @@ static void GUARD_NORETURN fail_step(guard_sqlite *db, guard_sqlite_stmt *stmt, 
     guard_error error;
     guard_sqlite_note_error(db, rc, sqlite3_sql(stmt->raw), &error);
     sqlite3_reset(stmt->raw);
-    stmt->stepped = 0;
+    set_stepped(stmt, 0);
     guard_latch_raise(&db->latch);
     guard_sqlite_raise_cancel(rc, place);
     guard_impl_panic_error(place, &error);
@@ -277,10 +289,10 @@ int guard_sqlite_step_at(guard_sqlite_stmt *stmt, const guard_place *place)
         fail_step(db, stmt, rc, place);
     }
     if (rc == SQLITE_ROW) {
-        stmt->stepped = 1;
+        set_stepped(stmt, 1);
         return 1;
     }
-    stmt->stepped = 0;
+    set_stepped(stmt, 0);
     sqlite3_reset(stmt->raw);
     return 0;
 }
@@ -295,7 +307,7 @@ void guard_sqlite_reset(guard_sqlite_stmt *stmt)
 {
     if (stmt != NULL && stmt->raw != NULL) {
         sqlite3_reset(stmt->raw);
-        stmt->stepped = 0;
+        set_stepped(stmt, 0);
     }
 }
 

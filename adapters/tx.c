@@ -49,10 +49,24 @@ static void name_savepoint(guard_tx *tx, const char *name)
     tx->generated = 0;
 }
 
+/*
+ * A handle that is registered before its BEGIN or SAVEPOINT, so that registering cannot fail behind that; until it is linked its release
+ * only frees it. NULL after misuse of the scope.
+ */
+static guard_tx *take_registered(guard_scope *scope, guard_tx_session *session, guard_ticket *ticket,
+                                 const guard_place *place)
+{
+    guard_tx *tx = guard_tx_take(session);
+    *ticket = guard_tx_register(scope, tx, place);
+    return GUARD_IMPL_LIKELY(ticket->record != NULL) ? tx : NULL;
+}
+
 /* Makes a handle's BEGIN or SAVEPOINT true, or gives the handle back and panics. */
-static void begin_or_panic(guard_tx *tx, int code, guard_error *error, guard_tx *parent, const guard_place *place)
+static void begin_or_panic(guard_tx *tx, int code, guard_error *error, guard_tx *parent, guard_ticket ticket)
 {
     if (GUARD_IMPL_UNLIKELY(code != 0)) {
+        const guard_place *place = tx->place;
+        guard_dismiss(ticket);
         guard_tx_free(tx);
         guard_impl_checkpoint(place); /* it was cancelled: that is why */
         guard_impl_panic_error(place, error);
@@ -86,11 +100,14 @@ guard_tx *guard_tx_open_savepoint(guard_scope *scope, guard_tx *parent, const ch
     if (parent->result.outcome != GUARD_OPEN || session->driver->status(session->connection) == GUARD_TX_IDLE) {
         guard_tx_refuse(session, place);
     }
-    guard_reserve(scope, 1);
-    guard_tx *tx = guard_tx_take(session);
+    guard_ticket ticket;
+    guard_tx *tx = take_registered(scope, session, &ticket, place);
+    if (GUARD_IMPL_UNLIKELY(tx == NULL)) {
+        return NULL;
+    }
     int code = begin_savepoint(tx, parent->savepoint.level + 1, name, &error);
-    begin_or_panic(tx, code, &error, parent, place);
-    guard_tx_register(scope, tx, kept, place);
+    begin_or_panic(tx, code, &error, parent, ticket);
+    tx->kept = (uint8_t)kept;
     return tx;
 }
 
@@ -119,16 +136,19 @@ guard_tx *guard_tx_open(guard_scope *scope, guard_tx_session *session, const gua
     if (session->in_foreign && durable) {
         refuse_durable(place);
     }
-    guard_reserve(scope, 1);
-    guard_tx *tx = guard_tx_take(session);
+    guard_ticket ticket;
+    guard_tx *tx = take_registered(scope, session, &ticket, place);
+    if (GUARD_IMPL_UNLIKELY(tx == NULL)) {
+        return NULL;
+    }
     if (session->in_foreign) {
         code = begin_savepoint(tx, 1, NULL, &error);
     } else {
         tx->savepoint.level = 0;
         code = session->driver->begin(session->connection, driver_options, &error);
     }
-    begin_or_panic(tx, code, &error, NULL, place);
-    guard_tx_register(scope, tx, kept, place);
+    begin_or_panic(tx, code, &error, NULL, ticket);
+    tx->kept = (uint8_t)kept;
     return tx;
 }
 

@@ -156,12 +156,12 @@ void guard_tx_unlink(guard_tx *tx)
     tx->linked = 0;
 }
 
-void guard_tx_register(guard_scope *scope, guard_tx *tx, int kept, const guard_place *place)
+guard_ticket guard_tx_register(guard_scope *scope, guard_tx *tx, const guard_place *place)
 {
     tx->place = place;
-    tx->kept = (uint8_t)kept;
+    tx->kept = 0;
     tx->scoped = 1;
-    guard_impl_defer_kind(scope, &transaction_kind, tx, place);
+    return guard_impl_defer_kind(scope, &transaction_kind, tx, place);
 }
 
 static size_t describe_handle(const void *object, char *text, size_t size)

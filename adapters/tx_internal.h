@@ -40,7 +40,7 @@ void guard_tx_free(guard_tx *tx);
 guard_tx *guard_tx_root(guard_tx *tx);
 void guard_tx_link(guard_tx *tx, guard_tx *parent);
 void guard_tx_unlink(guard_tx *tx);
-void guard_tx_register(guard_scope *scope, guard_tx *tx, int kept, const guard_place *place);
+guard_ticket guard_tx_register(guard_scope *scope, guard_tx *tx, const guard_place *place);
 void guard_tx_set_place(guard_error *error, const guard_place *place);
 void guard_tx_add_error(guard_result *result, const guard_error *error);
 void guard_tx_raise_poisoned(const guard_tx_session *session, const guard_place *place) GUARD_NORETURN;

@@ -261,5 +261,12 @@ void guard_unmask(guard_scope *scope)
 int guard_masked(void)
 {
     const guard_stack *stack = guard_stack_own;
-    return stack != NULL && guard_limits_here(stack).is_masked;
+    if (stack == NULL) {
+        return 0;
+    }
+    guard_walk walk = guard_walk_open(stack);
+    while (walk.scope != NULL && !(walk.scope->flags & (SCOPE_ENDING | SCOPE_MASKED))) {
+        guard_walk_next(stack, &walk);
+    }
+    return walk.scope != NULL;
 }

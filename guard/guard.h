@@ -456,7 +456,7 @@ GUARD_API void guard_latch_drop(guard_latch *latch, const char *why);
 
 /* Raises a panic that an automatic close held back, if there is one. Adapters call it before work that must not be begun or
  * committed after a failed cleanup. */
-GUARD_API void guard_raise_held(void);
+static inline void guard_raise_held(void);
 
 /* --------------------------------------------------------------------------------------------- handlers -- */
 
@@ -548,12 +548,14 @@ typedef struct guard_impl_border {
 #define GUARD_IMPL_RECOVERED 2
 #define GUARD_IMPL_UNLINKED 3
 
-/* The flag of a scope whose automatic close runs its records. */
+/* The flag of a scope whose automatic close runs its records, and all flags that such a close must look at: not those of cancellation. */
 #define GUARD_IMPL_SCOPE_LEAVING 2U
+#define GUARD_IMPL_SCOPE_ENDED 15U
 
 /* NULL before a thread's first use, and while a held panic waits: both send the inline path to the slow one. */
 extern GUARD_API __thread guard_impl_stack_t *guard_impl_stack __attribute__((tls_model("initial-exec")));
 
+GUARD_API void guard_impl_raise_held(void);
 GUARD_API guard_scope *guard_impl_open_slow(guard_scope *scope);
 GUARD_API void guard_impl_leave_run(guard_scope *scope);
 GUARD_API guard_ticket guard_impl_defer_slow(guard_scope *scope, guard_fn *fn, const void *action, void *arg,
@@ -603,6 +605,13 @@ GUARD_API void guard_impl_border_leave(guard_impl_border *border);
         if (_setjmp(at->env) == GUARD_IMPL_RECOVERED) {                                                          \
         } else if (at->state == GUARD_IMPL_LINKED)
 
+static inline void guard_raise_held(void)
+{
+    if (GUARD_IMPL_UNLIKELY(guard_impl_stack == NULL)) {
+        guard_impl_raise_held();
+    }
+}
+
 static inline guard_scope *guard_impl_open(guard_scope *scope)
 {
     guard_impl_stack_t *stack = guard_impl_stack;
@@ -638,7 +647,7 @@ static inline __attribute__((always_inline)) void guard_impl_leave(guard_scope *
 {
     guard_impl_stack_t *stack = guard_impl_stack;
     guard_impl_record *record;
-    if (GUARD_IMPL_UNLIKELY(stack == NULL || stack->top != scope || scope->flags != 0)) {
+    if (GUARD_IMPL_UNLIKELY(stack == NULL || stack->top != scope || (scope->flags & GUARD_IMPL_SCOPE_ENDED) != 0)) {
         guard_impl_leave_run(scope);
         return;
     }
@@ -647,9 +656,12 @@ static inline __attribute__((always_inline)) void guard_impl_leave(guard_scope *
 #if GUARD_IMPL_LEAVE_INLINE
         guard_fn *fn = record->action.fn;
         void *arg = record->arg;
-        if (GUARD_IMPL_UNLIKELY(record->next != NULL || record->flags != 0)) {
+        if (GUARD_IMPL_UNLIKELY(record->next != NULL || (record->flags & ~GUARD_IMPL_KIND) != 0)) {
             guard_impl_leave_run(scope);
             return;
+        }
+        if (record->flags != 0) {
+            fn = record->action.kind->release;
         }
         scope->flags = GUARD_IMPL_SCOPE_LEAVING;
         scope->head = NULL;

@@ -30,6 +30,8 @@ _Static_assert(sizeof(guard_impl_record) <= 48, "a record is at most 48 bytes");
 #define SCOPE_UNWINDING 8U   /* a panic or the exit of the thread runs its records, or has run them */
 #define SCOPE_MASKED 16U     /* guard_mask */
 #define SCOPE_DEADLINE 32U   /* its deadline is set */
+_Static_assert((SCOPE_FAILED | SCOPE_LEAVING | SCOPE_CLOSING | SCOPE_UNWINDING) == GUARD_IMPL_SCOPE_ENDED,
+               "what an inline close leaves to the slow one");
 
 /* ------------------------------------------------------------------------------------------------- pool -- */
 
@@ -127,7 +129,12 @@ void guard_stack_end_held(guard_stack *stack);
 /* Makes it the one that this thread uses. */
 void guard_stack_use(guard_stack *stack);
 /* The same, panicking. */
-guard_stack *guard_stack_here(void);
+guard_stack *guard_stack_here_first(void);
+static inline guard_stack *guard_stack_here(void)
+{
+    guard_stack *stack = guard_stack_own;
+    return GUARD_IMPL_LIKELY(stack != NULL) ? stack : guard_stack_here_first();
+}
 
 /* An owner's scope has this as its stack. */
 extern guard_impl_stack_t guard_owner_mark;

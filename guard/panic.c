@@ -286,7 +286,7 @@ void guard_unhold(guard_stack *stack, guard_error *error)
     guard_attention_clear(&guard_impl_attention, ATTENTION_HELD);
 }
 
-void guard_raise_held(void)
+void guard_impl_raise_held(void)
 {
     guard_stack *stack = guard_stack_own;
     if (GUARD_IMPL_UNLIKELY(stack != NULL && stack->held == HELD_WAITING)) {

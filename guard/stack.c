@@ -190,7 +190,7 @@ guard_stack *guard_stack_make(void)
     return guard_stack_own;
 }
 
-guard_stack *guard_stack_here(void)
+guard_stack *guard_stack_here_first(void)
 {
     guard_stack *stack = guard_stack_make();
     if (stack == NULL) {

@@ -346,6 +346,75 @@ START_TEST(a_select_that_is_pending_at_commit_is_noted)
 }
 END_TEST
 
+START_TEST(a_raw_select_that_is_pending_at_commit_is_noted)
+{
+    GUARD_AUTO(s);
+    sqlite3_stmt *stmt;
+    open_database(s, &wal);
+    guard_sqlite_exec(db, "INSERT INTO t VALUES (1), (2)");
+    guard_tx *tx = guard_sqlite_begin(s, db, NULL);
+    ck_assert_int_eq(sqlite3_prepare_v2(guard_sqlite_raw(db), "SELECT id FROM t", -1, &stmt, NULL), SQLITE_OK);
+    ck_assert_int_eq(sqlite3_step(stmt), SQLITE_ROW);
+    guard_tx_commit(tx);
+    ck_assert_uint_eq(guard_tx_result(tx)->notes, GUARD_NOTE_READER_LEFT_OPEN);
+    sqlite3_finalize(stmt);
+    sqlite3_close(other);
+}
+END_TEST
+
+START_TEST(a_statement_stepped_by_its_raw_handle_at_commit_is_noted)
+{
+    GUARD_AUTO(s);
+    open_database(s, &wal);
+    guard_sqlite_exec(db, "INSERT INTO t VALUES (1), (2)");
+    guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "SELECT id FROM t");
+    guard_tx *tx = guard_sqlite_begin(s, db, NULL);
+    ck_assert_int_eq(sqlite3_step(guard_sqlite_stmt_raw(stmt)), SQLITE_ROW);
+    guard_tx_commit(tx);
+    ck_assert_uint_eq(guard_tx_result(tx)->notes, GUARD_NOTE_READER_LEFT_OPEN);
+    sqlite3_close(other);
+}
+END_TEST
+
+START_TEST(a_blob_that_is_open_at_commit_is_noted)
+{
+    GUARD_AUTO(s);
+    open_database(s, &wal);
+    guard_sqlite_exec(db, "CREATE TABLE picture (data BLOB); INSERT INTO picture VALUES (zeroblob(10))");
+    guard_tx *tx = guard_sqlite_begin(s, db, NULL);
+    guard_sqlite_blob_open(s, db, "picture", "data", 1, 0);
+    guard_tx_commit(tx);
+    ck_assert_uint_eq(guard_tx_result(tx)->notes, GUARD_NOTE_READER_LEFT_OPEN);
+    sqlite3_close(other);
+}
+END_TEST
+
+static unsigned misused;
+
+static void count_misuse(const guard_error *error)
+{
+    (void)error;
+    misused++;
+}
+
+START_TEST(beginning_on_a_closed_scope_begins_nothing)
+{
+    GUARD_AUTO(s);
+    guard_scope closed;
+    open_database(s, NULL);
+    guard_scope_open(&closed);
+    guard_scope_close(&closed);
+    guard_misuse_handler(count_misuse);
+    guard_tx *tx = guard_sqlite_begin(&closed, db, NULL);
+    guard_misuse_handler(NULL);
+    ck_assert_ptr_null(tx);
+    ck_assert_uint_gt(misused, 0);
+    ck_assert(sqlite3_get_autocommit(guard_sqlite_raw(db)));
+    guard_tx_commit(guard_sqlite_begin(s, db, NULL));
+    sqlite3_close(other);
+}
+END_TEST
+
 /* ---------------------------------------------------------------------- 43 */
 
 static void open_with_deferred_key(guard_scope *s)
@@ -733,6 +802,10 @@ int main(void)
         an_insert_returning_that_is_pending_at_commit_is_reset_and_kept,
         an_insert_returning_that_is_pending_at_a_release_is_reset_and_kept,
         a_select_that_is_pending_at_commit_is_noted,
+        a_raw_select_that_is_pending_at_commit_is_noted,
+        a_statement_stepped_by_its_raw_handle_at_commit_is_noted,
+        a_blob_that_is_open_at_commit_is_noted,
+        beginning_on_a_closed_scope_begins_nothing,
         a_deferred_constraint_at_commit_leaves_the_transaction_open_and_mendable,
         a_deferred_constraint_that_is_not_mended_rolls_back,
         a_commit_hook_that_refuses_is_a_rollback,
