@@ -15,6 +15,8 @@
 #define MILLISECOND 1000000
 #define SLOTS 10
 
+static const char *const state_names[] = {"closed", "open", "half-open"}; /* by guard_breaker_state */
+
 typedef struct slot {
     int64_t number; /* which tenth of a window since the clock began */
     uint64_t calls;
@@ -31,6 +33,7 @@ struct guard_breaker {
     uint32_t admitted; /* half-open */
     uint32_t well;     /* half-open: of those admitted */
     slot slots[SLOTS]; /* closed */
+    guard_collector collector;
 };
 
 /* ----------------------------------------------------------------------------------------------- opening -- */
@@ -44,12 +47,46 @@ static size_t breaker_describe(const void *object, char *text, size_t size)
 static void breaker_free(void *arg)
 {
     guard_breaker *breaker = arg;
+    guard_collector_close(&breaker->collector);
     pthread_mutex_destroy(&breaker->lock);
     guard_deallocate(breaker);
 }
 
 static const guard_kind breaker_kind = {
     .name = "breaker", .release = breaker_free, .describe = breaker_describe, .flags = GUARD_KIND_HEAP};
+
+static void breaker_collect(guard_metrics_page *page, void *arg)
+{
+    static const guard_metric state = {.name = "guard_breaker_state",
+                                       .help = "1 for the state that a breaker is in, 0 for the others.",
+                                       .type = GUARD_METRIC_GAUGE};
+    static const guard_metric calls = {
+        .name = "guard_breaker_calls_total",
+        .help =
+            "Calls of guard_breaker_call by breaker and what they said of the dependency, or that they were refused.",
+        .type = GUARD_METRIC_COUNTER};
+    static const guard_metric opened = {
+        .name = "guard_breaker_opened_total", .help = "How often a breaker was opened.", .type = GUARD_METRIC_COUNTER};
+    guard_breaker *breaker = arg;
+    guard_breaker_figures figures;
+    guard_breaker_read(breaker, &figures);
+    for (size_t i = 0; i < sizeof state_names / sizeof *state_names; i++) {
+        const guard_label labels[] = {{"breaker", breaker->name}, {"state", state_names[i]}};
+        guard_metrics_put(page, &state, labels, 2, (size_t)figures.state == i);
+    }
+    const struct {
+        const char *result;
+        uint64_t count;
+    } results[] = {{"well", figures.well},
+                   {"failed", figures.failed},
+                   {"uncounted", figures.uncounted},
+                   {"refused", figures.refused}};
+    for (size_t i = 0; i < sizeof results / sizeof *results; i++) {
+        const guard_label labels[] = {{"breaker", breaker->name}, {"result", results[i].result}};
+        guard_metrics_put(page, &calls, labels, 2, (int64_t)results[i].count);
+    }
+    guard_metrics_put(page, &opened, &(guard_label){"breaker", breaker->name}, 1, (int64_t)figures.opened);
+}
 
 static const char *options_objection(const guard_breaker_options *options)
 {
@@ -92,6 +129,7 @@ guard_breaker *guard_breaker_open(guard_scope *scope, const char *name, const gu
     guard_reserve(scope, 1);
     guard_breaker *breaker = guard_allocate(sizeof *breaker);
     breaker_fill(breaker, name, options);
+    guard_collector_open(&breaker->collector, breaker_collect, breaker);
     guard_ticket ticket = guard_defer_kind(scope, &breaker_kind, breaker);
     return ticket.record != NULL ? breaker : NULL;
 }
@@ -116,8 +154,7 @@ static void breaker_enter(guard_breaker *breaker, guard_breaker_state state)
 /* Without the lock: the note handler is the program's. */
 static void breaker_tell(const guard_breaker *breaker, guard_breaker_state state)
 {
-    static const char *const names[] = {"closed", "open", "half-open"};
-    guard_note("breaker %s is %s", breaker->name, names[state]);
+    guard_note("breaker %s is %s", breaker->name, state_names[state]);
 }
 
 /* Counts a call of the closed state; whether the window is now such that it must open. */

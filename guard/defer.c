@@ -22,15 +22,24 @@ typedef struct defer_work {
     uint32_t flags;
 } defer_work;
 
+static void defer_count(void)
+{
+    if (guard_stack_own != NULL) {
+        guard_word_add(&guard_stack_own->hot.ran, 1);
+    }
+}
+
 /* A recovering defer has nothing to release, and one on success did not succeed. */
 static void defer_work_run(void *memory)
 {
     const defer_work *work = memory;
     if (work->fn != NULL) {
         if ((work->flags & GUARD_IMPL_WHEN) != GUARD_ON_SUCCESS) {
+            defer_count();
             work->fn(work->arg);
         }
     } else if (work->action != NULL && (work->flags & GUARD_IMPL_KIND)) {
+        defer_count();
         ((const guard_kind *)work->action)->release(work->arg);
     }
 }

@@ -62,12 +62,14 @@ static void stack_inherit(guard_stack *stack)
 
 static void fork_before(void)
 {
+    guard_metrics_before_fork();
     pthread_mutex_lock(&guard_life_lock);
 }
 
 static void fork_in_parent(void)
 {
     pthread_mutex_unlock(&guard_life_lock);
+    guard_metrics_after_fork(false);
 }
 
 static void thread_lose(guard_thread *thread)
@@ -113,6 +115,7 @@ static void fork_in_child(void)
         own->is_woken = false;
         pthread_mutex_init(&own->lock, NULL);
     }
+    guard_metrics_after_fork(true);
     guard_watch_forget();
     guard_signal_forget();
     guard_attention_clear(&guard_impl_attention, ATTENTION_CANCEL);

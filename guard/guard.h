@@ -526,6 +526,7 @@ struct guard_impl_record {
 struct guard_impl_stack {
     guard_scope *top;
     guard_impl_record *free;
+    uint64_t ran; /* deferred functions; other threads read it, see guard_metrics.h */
 };
 
 typedef struct guard_impl_border {
@@ -669,6 +670,7 @@ static inline __attribute__((always_inline)) void guard_impl_leave(guard_scope *
         record->generation++;
         record->next = stack->free;
         stack->free = record;
+        stack->ran++;
         guard_impl_call(arg, fn); /* when fn panics this returns all the same, see leave.c */
         if (GUARD_IMPL_UNLIKELY(guard_impl_stack == NULL || scope->head != NULL)) {
             guard_impl_leave_run(scope);

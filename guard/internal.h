@@ -16,6 +16,7 @@
 
 #include <guard/guard.h>
 #include <guard/guard_cancel.h>
+#include <guard/guard_metrics.h>
 #include <guard/guard_process.h>
 #include <guard/guard_trace.h>
 
@@ -197,6 +198,40 @@ static inline guard_pool *guard_scope_pool(guard_stack *stack, guard_scope *scop
     return guard_scope_is_owner(scope) ? &((guard_owner *)(void *)scope)->pool : &stack->pool;
 }
 
+/* ---------------------------------------------------------------------------------------------- counting -- */
+
+/* The slots of guard_impl_counts that are the core's. Slot 0 is that of a counter that counts nothing. */
+#define COUNT_SITES 126U
+#define COUNT_DOMAINS 12U /* those of guard_domain, a program's own being GUARD_USER */
+enum {
+    COUNT_NONE = 0,
+    COUNT_CONTAINED = 1, /* panics that a border returned */
+    COUNT_RECOVERED = 2, /* panics that a deferred function recovered */
+    COUNT_AGAIN = 3,     /* panics that a border had returned before */
+    COUNT_SITE = 4,      /* panics by domain and place, see site.c */
+    COUNT_OTHER = COUNT_SITE + COUNT_SITES,
+    COUNT_FIRST_FREE = COUNT_OTHER + COUNT_DOMAINS
+};
+
+/* One word that this thread alone adds to, and others may read: whole, as it is aligned. Under ThreadSanitizer it is said so. */
+static inline void guard_word_add(uint64_t *word, uint64_t count)
+{
+#if defined(__SANITIZE_THREAD__) || !defined(__LP64__)
+    __atomic_store_n(word, __atomic_load_n(word, __ATOMIC_RELAXED) + count, __ATOMIC_RELAXED);
+#else
+    *word += count;
+#endif
+}
+
+/* What a thread remembers of the places that panicked last, so that a panic looks for none. */
+#define SITE_MEMOS 16U
+typedef struct guard_site_memo {
+    const guard_place *place;
+    uint32_t line;
+    int32_t domain;
+    uint32_t slot;
+} guard_site_memo;
+
 /* ---------------------------------------------------------------------------------------------- threads -- */
 
 /* A trace that a thread keeps after its panic was caught. */
@@ -220,6 +255,8 @@ typedef struct guard_thread {
     uint32_t trace_turn;         /* panics since the last one that was traced */
     uint32_t trace_next;         /* the entry that is used next */
     guard_kept_trace traces[GUARD_TRACE_KEPT];
+    guard_site_memo memos[SITE_MEMOS];
+    uint64_t counts[GUARD_METRICS_SLOTS];
 } guard_thread;
 
 extern __thread guard_thread *guard_thread_own __attribute__((tls_model("initial-exec"), visibility("hidden")));
@@ -232,6 +269,73 @@ extern pthread_mutex_t guard_life_lock __attribute__((visibility("hidden")));
 extern guard_thread *guard_threads __attribute__((visibility("hidden")));
 extern guard_stack *guard_stacks __attribute__((visibility("hidden")));
 extern guard_owner *guard_owners __attribute__((visibility("hidden")));
+
+/*
+ * metrics.c. What has ended is added to what all have counted: a thread's numbers, a stack's deferred functions. Under the life lock.
+ */
+void guard_counts_end(const guard_thread *thread);
+void guard_ran_end(const guard_stack *stack);
+/* The lock of the metrics, which is taken before the life lock, over fork; in the child all begins at 0. */
+void guard_metrics_before_fork(void);
+void guard_metrics_after_fork(bool is_child);
+/* Adds all up: GUARD_METRICS_SLOTS words; returns how many deferred functions have run. */
+uint64_t guard_counts_sum(uint64_t *sums);
+
+/* A collector whose memory is the caller's. guard_collector_close waits for a reading that is under way. */
+typedef struct guard_collector {
+    guard_collect_fn *fn;
+    void *arg;
+    struct guard_collector *next;
+    struct guard_collector **at;
+} guard_collector;
+void guard_collector_open(guard_collector *collector, guard_collect_fn *fn, void *arg);
+void guard_collector_close(guard_collector *collector);
+
+static inline guard_site_memo *guard_site_memo_of(guard_thread *thread, const guard_place *place)
+{
+    return &thread->memos[((uintptr_t)place >> 4) % SITE_MEMOS];
+}
+
+/* site.c: the slot of a panic of this domain from this place, or where that is NULL, from that of the error. */
+uint32_t guard_site_find(guard_thread *thread, const guard_error *error, const guard_place *place);
+static inline void guard_site_count(const guard_error *error, const guard_place *place)
+{
+    guard_thread *thread = guard_thread_own;
+    const guard_site_memo *memo = guard_site_memo_of(thread, place);
+    uint32_t slot = memo->slot;
+    if (GUARD_IMPL_UNLIKELY(error->flags & GUARD_ERROR_CAUGHT)) {
+        guard_word_add(&thread->counts[COUNT_AGAIN], 1);
+        return;
+    }
+    if (GUARD_IMPL_UNLIKELY(place == NULL || memo->place != place || memo->line != place->line ||
+                            memo->domain != error->domain)) {
+        slot = guard_site_find(thread, error, place);
+    }
+    guard_word_add(&thread->counts[slot], 1);
+}
+
+/* Puts what was counted on the page. */
+void guard_sites_put(guard_metrics_page *page, const uint64_t *sums);
+
+/* metrics_page.c: what a reading has found so far. */
+void guard_page_put_histogram(guard_metrics_page *page, const guard_metric *metric, const char *labels,
+                              const uint64_t *slots);
+void guard_page_put_text(guard_metrics_page *page, const guard_metric *metric, const char *labels, int64_t value);
+/* metrics.c: asks everybody. Under the lock of the metrics, in a border; false where a collector panicked. */
+void guard_metrics_gather(guard_metrics_page *page);
+/* How many samples there are, and going back to so many. */
+size_t guard_page_mark(const guard_metrics_page *page);
+void guard_page_cut(guard_metrics_page *page, size_t mark);
+
+/* Writes labels as the format wants them, without braces; what does not fit is left out from its label on. */
+void guard_labels_format(char *text, size_t size, const guard_label *labels, size_t count);
+/* NULL, or what is wrong with them. */
+const char *guard_metric_objection(const guard_metric *metric, const guard_label *labels, size_t count);
+
+/* A histogram's slots: a bucket for each bound, one for what is beyond, the sum. */
+#define HISTOGRAM_BOUNDS 18U
+#define HISTOGRAM_SLOTS (HISTOGRAM_BOUNDS + 2U)
+extern const int64_t guard_histogram_bounds[HISTOGRAM_BOUNDS] __attribute__((visibility("hidden")));
 
 /* Registers the fork handlers; once. 0 or errno. */
 int guard_fork_prepare(void);
@@ -371,6 +475,7 @@ static inline void guard_record_run(guard_stack *stack, guard_scope *scope, guar
     scope->head = record->next;
     __atomic_signal_fence(__ATOMIC_RELEASE);
     guard_pool_give(guard_scope_pool(stack, scope), record);
+    guard_word_add(&stack->hot.ran, 1);
     fn(arg);
 }
 

@@ -83,6 +83,7 @@ typedef struct leave_state {
     guard_stack *stack;
     guard_scope *scope;
     uint32_t count;
+    uint32_t others; /* of count, those that were not run, or are counted where they are */
 } leave_state;
 
 /*
@@ -93,6 +94,8 @@ static inline __attribute__((always_inline)) void leave_end(const leave_state *s
 {
     guard_stack *stack = state->stack;
     guard_scope *scope = state->scope;
+    guard_word_add(&stack->hot.ran,
+                   state->count - state->others); /* once for all: an addition in the loop showed (loop-defer) */
     if (GUARD_IMPL_UNLIKELY(scope->head != NULL || stack->hot.top != scope)) {
         guard_impl_leave_run(scope);
         return;
@@ -104,7 +107,7 @@ static inline __attribute__((always_inline)) void leave_end(const leave_state *s
 
 static inline __attribute__((always_inline)) void leave_loop(guard_stack *stack, guard_scope *scope)
 {
-    leave_state state __attribute__((cleanup(leave_end))) = {stack, scope, 0};
+    leave_state state __attribute__((cleanup(leave_end))) = {stack, scope, 0, 0};
     scope->flags |= SCOPE_LEAVING;
     while (scope->head != NULL) {
         guard_impl_record *record = scope->head;
@@ -113,6 +116,7 @@ static inline __attribute__((always_inline)) void leave_loop(guard_stack *stack,
         void *arg = scope;
         state.count++;
         if (GUARD_IMPL_UNLIKELY(stack->held == HELD_WAITING)) {
+            state.others++;
             fn = leave_held;
         } else if (GUARD_IMPL_LIKELY((flags & ~(GUARD_IMPL_WHEN | GUARD_IMPL_KIND)) == 0)) {
             fn = flags & GUARD_IMPL_KIND ? record->action.kind->release : record->action.fn;
@@ -123,8 +127,11 @@ static inline __attribute__((always_inline)) void leave_loop(guard_stack *stack,
             record->next = stack->hot.free;
             stack->hot.free = record;
             if (GUARD_IMPL_UNLIKELY(!guard_record_is_due(flags, scope->flags & SCOPE_FAILED))) {
+                state.others++;
                 continue;
             }
+        } else {
+            state.others++;
         }
         guard_impl_call(arg, fn);
     }

@@ -243,6 +243,7 @@ void guard_orphans_release(guard_stack *stack)
             void *object = record->arg;
             guard_pool_give(&stack->pool, record);
             if (!(flags & GUARD_IMPL_INHERITED)) {
+                guard_word_add(&stack->hot.ran, 1);
                 orphan_release(kind, object);
             }
         } else {

@@ -176,6 +176,7 @@ GUARD_NORETURN static void panic_land_border(guard_stack *stack, guard_recovery 
     } else {
         border->code = panic->error->code;
         border->state = GUARD_IMPL_CAUGHT;
+        guard_word_add(&guard_thread_own->counts[COUNT_CONTAINED], 1);
         if (border->out != NULL) {
             guard_error_copy(border->out, panic->error);
             border->out->flags |= GUARD_ERROR_CAUGHT;
@@ -308,6 +309,7 @@ GUARD_NORETURN static void panic_begin(guard_error *error, const guard_place *pl
         }
         guard_report_uncaught(error);
     }
+    guard_site_count(error, place);
     guard_raise(stack, error, place, from);
 }
 
@@ -361,6 +363,7 @@ int guard_recover(guard_recovery *recovery)
         return 0;
     }
     recovery->recovered = true;
+    guard_word_add(&guard_thread_own->counts[COUNT_RECOVERED], 1);
     return 1;
 }
 

@@ -30,10 +30,11 @@ static void record_run_copy(guard_pool *pool, guard_impl_record *record)
     memcpy(bytes, record->arg, sizeof bytes);
     guard_pool_give(pool, record->arg);
     guard_pool_give(pool, record);
+    guard_word_add(&guard_stack_own->hot.ran, 1);
     fn(bytes);
 }
 
-/* The record stays on the scope as the release of the bytes, so that they are freed although fn may panic. */
+/* The record stays on the scope as the release of the bytes, so that they are freed although fn may panic. It is counted when they are. */
 static void record_run_heap_copy(guard_scope *scope, guard_impl_record *record)
 {
     guard_fn *fn = record->action.fn;
@@ -50,6 +51,7 @@ static void record_run_kind(guard_pool *pool, guard_impl_record *record, guard_r
     const guard_kind *kind = record->action.kind;
     void *object = record->arg;
     guard_pool_give(pool, record);
+    guard_word_add(&guard_stack_own->hot.ran, 1);
     if (panic != NULL) {
         panic->in_kind = true;
     }
@@ -64,6 +66,7 @@ static void record_run_recover(guard_pool *pool, guard_impl_record *record, guar
     guard_recover_fn *recover = record->action.recover;
     void *arg = record->arg;
     guard_pool_give(pool, record);
+    guard_word_add(&guard_stack_own->hot.ran, 1);
     if (panic == NULL) {
         recover(NULL, arg);
         return;
@@ -115,6 +118,7 @@ void guard_record_run_other(guard_stack *stack, guard_scope *scope, guard_recove
         guard_fn *fn = record->action.fn;
         void *arg = record->arg;
         guard_pool_give(pool, record);
+        guard_word_add(&stack->hot.ran, 1);
         fn(arg);
     }
 }

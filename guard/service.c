@@ -34,6 +34,7 @@ struct guard_service {
     atomic_uint_fast64_t failed;
     atomic_uint_fast64_t refused_calls;
     atomic_uint_fast64_t refused_rate;
+    guard_collector collector;
 };
 
 static size_t service_describe(const void *object, char *text, size_t size)
@@ -42,8 +43,42 @@ static size_t service_describe(const void *object, char *text, size_t size)
     return (size_t)snprintf(text, size, "service %s", service->name);
 }
 
+static void service_free(void *arg)
+{
+    guard_service *service = arg;
+    guard_collector_close(&service->collector);
+    guard_deallocate(service);
+}
+
 static const guard_kind service_kind = {
-    .name = "service", .release = guard_deallocate, .describe = service_describe, .flags = GUARD_KIND_HEAP};
+    .name = "service", .release = service_free, .describe = service_describe, .flags = GUARD_KIND_HEAP};
+
+static void service_collect(guard_metrics_page *page, void *arg)
+{
+    static const guard_metric calls = {
+        .name = "guard_service_calls_total",
+        .help =
+            "Calls of guard_service_call by service and result: returned, failed by a panic, or refused by a limit.",
+        .type = GUARD_METRIC_COUNTER};
+    static const guard_metric under_way = {.name = "guard_service_calls_under_way",
+                                           .help = "Calls of guard_service_call that are running now.",
+                                           .type = GUARD_METRIC_GAUGE};
+    const guard_service *service = arg;
+    guard_service_figures figures;
+    guard_service_read(service, &figures);
+    const struct {
+        const char *result;
+        uint64_t count;
+    } results[] = {{"returned", figures.returned},
+                   {"failed", figures.failed},
+                   {"refused_calls", figures.refused_calls},
+                   {"refused_rate", figures.refused_rate}};
+    for (size_t i = 0; i < sizeof results / sizeof *results; i++) {
+        const guard_label labels[] = {{"service", service->name}, {"result", results[i].result}};
+        guard_metrics_put(page, &calls, labels, 2, (int64_t)results[i].count);
+    }
+    guard_metrics_put(page, &under_way, &(guard_label){"service", service->name}, 1, (int64_t)figures.under_way);
+}
 
 static const char *options_objection(const guard_service_options *options)
 {
@@ -88,6 +123,7 @@ guard_service *guard_service_open(guard_scope *scope, const char *name, const gu
     guard_reserve(scope, 1);
     guard_service *service = guard_allocate(sizeof *service);
     service_fill(service, name, options);
+    guard_collector_open(&service->collector, service_collect, service);
     guard_ticket ticket = guard_defer_kind(scope, &service_kind, service);
     return ticket.record != NULL ? service : NULL;
 }

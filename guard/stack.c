@@ -32,6 +32,7 @@ static int stack_key_error;
 void guard_stack_open(guard_stack *stack)
 {
     stack->hot.top = NULL;
+    stack->hot.ran = 0;
     stack->border = NULL;
     stack->panic = NULL;
     stack->leaving = NULL;
@@ -53,6 +54,7 @@ void guard_stack_open(guard_stack *stack)
 static void stack_unlist(guard_stack *stack)
 {
     pthread_mutex_lock(&guard_life_lock);
+    guard_ran_end(stack);
     *stack->at = stack->next;
     if (stack->next != NULL) {
         stack->next->at = stack->at;
@@ -121,7 +123,9 @@ static void thread_list(guard_thread *thread)
 
 static void thread_unlist(guard_thread *thread)
 {
+    guard_impl_counts = NULL;
     pthread_mutex_lock(&guard_life_lock);
+    guard_counts_end(thread);
     *thread->at = thread->next;
     if (thread->next != NULL) {
         thread->next->at = thread->at;
@@ -182,9 +186,12 @@ guard_stack *guard_stack_make(void)
     for (uint32_t i = 0; i < GUARD_TRACE_KEPT; i++) {
         thread->traces[i].number = 0;
     }
+    memset(thread->memos, 0, sizeof thread->memos);
+    memset(thread->counts, 0, sizeof thread->counts);
     pthread_mutex_init(&thread->lock, NULL);
     thread_list(thread);
     guard_thread_own = thread;
+    guard_impl_counts = thread->counts;
     guard_stack_own = &thread->stack;
     guard_impl_stack = &thread->stack.hot;
     return guard_stack_own;

@@ -170,6 +170,9 @@ void guard_release(guard_ticket ticket)
     guard_impl_record copy = *record;
     guard_pool *pool = guard_scope_pool(stack, record->scope);
     record_take_off(stack, record);
+    if (!(copy.flags & GUARD_IMPL_INHERITED)) {
+        guard_word_add(&stack->hot.ran, 1);
+    }
     record_run_off(pool, &copy);
     guard_raise_held();
 }
