@@ -163,6 +163,7 @@ void guard_error_attach(guard_error *error, const guard_error *later, guard_rela
         cause->code = later->code;
         cause->line = later->line;
         cause->relation = (uint8_t)relation;
+        cause->flags = later->flags & GUARD_ERROR_REPANICKED;
         guard_text_copy(cause->sqlstate, sizeof cause->sqlstate, later->sqlstate);
         guard_text_copy(cause->file, sizeof cause->file, later->file);
         guard_text_copy(cause->message, sizeof cause->message, later->message);
@@ -296,10 +297,13 @@ static bool cause_is_older(const guard_cause *cause)
     return cause->relation == GUARD_REPLACED || cause->relation == GUARD_RECOVERED;
 }
 
+static const char repanicked[] = " [recovered, repanicked]";
+
 static void writer_cause(writer *to, const guard_cause *cause, const char *label)
 {
     writer_line(to, label, cause->domain, cause->code, cause->sqlstate, cause->message, cause->file, cause->line,
-                cause->relation == GUARD_RECOVERED ? " [recovered]" : "");
+                cause->flags & GUARD_ERROR_REPANICKED ? repanicked
+                                                      : (cause->relation == GUARD_RECOVERED ? " [recovered]" : ""));
 }
 
 /* The panics that were replaced come first, the oldest at the top, as Go prints them; then the error, then what hangs on it. */
@@ -313,7 +317,8 @@ size_t guard_error_format(const guard_error *error, char *text, size_t size)
             label = "\tpanic: ";
         }
     }
-    writer_line(&to, label, error->domain, error->code, error->sqlstate, error->message, error->file, error->line, "");
+    writer_line(&to, label, error->domain, error->code, error->sqlstate, error->message, error->file, error->line,
+                error->flags & GUARD_ERROR_REPANICKED ? repanicked : "");
     for (unsigned i = 0; i < error_causes(error); i++) {
         if (!cause_is_older(&error->causes[i])) {
             writer_cause(&to, &error->causes[i],

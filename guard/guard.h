@@ -35,7 +35,7 @@
  *   of every scope up to the nearest border on top of the live stack and then jumps to that border. A panic in a
  *   plain deferred function replaces the panic that was running, which stays in the new one's causes; a panic in
  *   the release of a kind (a failing cleanup) is attached to the running one. With no border, all defers of the
- *   thread run, one report is written to standard error and the process aborts.
+ *   thread run, one report is written to standard error (the chain, the stack, what ran) and the process aborts.
  *
  *   Wrong use of the library (a stale ticket, a closed scope, another thread's scope) goes to the misuse
  *   handler, which by default panics with domain GUARD_MISUSE.
@@ -226,7 +226,9 @@ typedef struct guard_kind {
     size_t (*describe)(const void *object, char *text, size_t size); /* as snprintf; may be NULL */
     unsigned flags;                                                  /* GUARD_KIND_... */
     guard_fn *dismiss;                                               /* frees what the object is besides the resource */
-    const void *reserved[2];                                         /* NULL */
+    const char *action; /* what the release does, for reports: "ROLLBACK", "unlock"; may be NULL */
+    int64_t (*since)(const void *object); /* when it was acquired, see guard_dump.h; may be NULL */
+    const void *reserved[2];              /* NULL */
 } guard_kind;
 
 #define GUARD_KIND_HEAP 1U  /* the object does not lie on the stack: it may be released after its frame is gone */

@@ -408,6 +408,28 @@ void guard_stack_unwind(guard_stack *stack);
 
 /* ------------------------------------------------------------------------------------------------ panic -- */
 
+/* What ran in a panic that nobody recovers, for its report: in the frame of the outermost such panic of the thread. */
+#define RAN_MOST 8U /* more are only counted */
+
+typedef struct guard_ran_one {
+    const guard_place *place;
+    const void *fn;     /* NULL: a kind */
+    const char *action; /* the kind's; may be NULL */
+    char text[96];      /* its description, taken before it ran */
+} guard_ran_one;
+
+typedef struct guard_ran {
+    uint32_t count;
+    guard_ran_one first[RAN_MOST];
+} guard_ran;
+
+/* Notes a registration that is about to run; does nothing for one that will not. */
+void guard_ran_note(guard_ran *ran, const guard_impl_record *record);
+/* One line; empty where nothing ran. Returns its length, at most size - 1. Names functions, so it allocates. */
+size_t guard_ran_format(const guard_ran *ran, char *text, size_t size);
+/* The kind's description, or its name where it has none or fails. `size` is not 0. */
+void guard_kind_describe(const guard_kind *kind, const void *object, char *text, size_t size);
+
 /* A running panic. It lies in the frame of guard_raise, which stays alive until the jump. */
 struct guard_recovery {
     guard_recovery *prev;
@@ -417,6 +439,7 @@ struct guard_recovery {
     const void *target;        /* where it stops: that border, or a scope whose automatic close called the raiser */
     guard_scope *scope;        /* whose records it runs at the moment */
     const guard_trace *trace;  /* where it was raised, in a frame as alive as this one; NULL: not known */
+    guard_ran *ran;            /* where nobody will recover it; NULL otherwise */
     bool in_kind;              /* it runs a kind's release: a panic from there is attached to this one */
     bool recovering;           /* it runs a recovering defer */
     bool recovered;
@@ -507,6 +530,12 @@ void guard_misuse_tell(const guard_error *error);
 /* For a close that must not jump: tells the handler of misuse, or holds it as a panic. */
 void guard_misuse_hold(guard_stack *stack, const guard_error *error);
 
+/* This thread's panic has no border: exit(3) will wait for its report. */
+void guard_report_begin(void);
+/* It will not be reported: the thread is being unwound by something else. */
+void guard_report_give_up(void);
+/* After fork, in the child. */
+void guard_report_forget(void);
 /* Standard error and the fatal handler; never returns. */
 GUARD_NORETURN void guard_report_uncaught(const guard_error *error);
 

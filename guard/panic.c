@@ -82,8 +82,12 @@ static __attribute__((noinline)) bool panic_mend(guard_stack *stack, const guard
     return false;
 }
 
-/* Runs the records of the scopes inside `end` in the name of the panic, and once it is recovered, in nobody's. */
-static void panic_run(guard_stack *stack, guard_recovery *panic, const guard_scope *end)
+/*
+ * Runs the records of the scopes inside `end` in the name of the panic, and once it is recovered, in nobody's. `is_noted` is constant where this
+ * is inlined: a panic that is caught pays nothing for the list that another's report has.
+ */
+static inline __attribute__((always_inline)) void panic_run_scopes(guard_stack *stack, guard_recovery *panic,
+                                                                   const guard_scope *end, bool is_noted)
 {
     const guard_scope *inner = NULL;
     while (stack->hot.top != end) {
@@ -99,6 +103,9 @@ static void panic_run(guard_stack *stack, guard_recovery *panic, const guard_sco
         panic->scope = scope;
         scope->flags |= SCOPE_CLOSING | SCOPE_UNWINDING;
         for (; scope->head != NULL; count++) {
+            if (is_noted) {
+                guard_ran_note(panic->ran, scope->head);
+            }
             guard_record_run(stack, scope, panic->recovered ? NULL : panic, true);
             if (GUARD_IMPL_UNLIKELY(panic->recovered)) {
                 stack->panic = panic->prev;
@@ -108,6 +115,20 @@ static void panic_run(guard_stack *stack, guard_recovery *panic, const guard_sco
             }
         }
         guard_scope_end(stack, scope, count);
+    }
+}
+
+static __attribute__((noinline)) void panic_run_noted(guard_stack *stack, guard_recovery *panic, const guard_scope *end)
+{
+    panic_run_scopes(stack, panic, end, true);
+}
+
+static void panic_run(guard_stack *stack, guard_recovery *panic, const guard_scope *end)
+{
+    if (GUARD_IMPL_UNLIKELY(panic->ran != NULL)) {
+        panic_run_noted(stack, panic, end);
+    } else {
+        panic_run_scopes(stack, panic, end, false);
     }
 }
 
@@ -127,7 +148,9 @@ static guard_recovery *panic_meet(guard_stack *stack, guard_recovery *panic, gua
         panic_complete(panic);
         panic_complete(older);
         if (older->recovered || !older->in_kind) {
-            if (!panic_is_repeated(panic, older)) {
+            if (panic_is_repeated(panic, older)) {
+                panic->error->flags |= GUARD_ERROR_REPANICKED;
+            } else {
                 guard_error_attach(panic->error, older->error, older->recovered ? GUARD_RECOVERED : GUARD_REPLACED);
             }
             panic->prev = older->prev;
@@ -245,6 +268,23 @@ GUARD_NORETURN static __attribute__((noinline)) void panic_go_traced(guard_stack
     panic_go(stack, panic);
 }
 
+static void uncaught_pass(guard_ran *ran)
+{
+    (void)ran;
+    guard_report_give_up();
+}
+
+/* The outermost panic of this thread that no border encloses: those that its deferred functions raise add to its list of what ran. */
+GUARD_NORETURN static __attribute__((noinline)) void panic_go_uncaught(guard_stack *stack, guard_recovery *panic,
+                                                                       const void *from)
+{
+    guard_ran ran __attribute__((cleanup(uncaught_pass)));
+    ran.count = 0;
+    panic->ran = &ran;
+    guard_report_begin();
+    panic_go_traced(stack, panic, from);
+}
+
 GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error, const guard_place *place, const void *from)
 {
     guard_recovery here __attribute__((cleanup(panic_pass))) = {
@@ -253,6 +293,12 @@ GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error, const gu
         panic_take_held(stack, &here, GUARD_REPLACED);
     }
     if (guard_trace_is_wanted(stack, error)) {
+        if (stack->border == NULL) {
+            here.ran = here.prev != NULL ? here.prev->ran : NULL;
+            if (here.ran == NULL) {
+                panic_go_uncaught(stack, &here, from);
+            }
+        }
         panic_go_traced(stack, &here, from);
     }
     panic_go(stack, &here);
@@ -346,6 +392,9 @@ void guard_impl_panic_error(const guard_place *place, const guard_error *error)
     guard_error_copy(&copy, error);
     if (copy.code == 0) {
         copy.code = -1;
+    }
+    if (copy.flags & GUARD_ERROR_CAUGHT) {
+        copy.flags = GUARD_ERROR_REPANICKED;
     }
     panic_begin(&copy, copy.file[0] == '\0' ? place : NULL, __builtin_return_address(0));
 }

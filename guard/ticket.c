@@ -124,6 +124,7 @@ static void record_run_heap_copy_off(guard_fn *fn, void *bytes)
     int code = guard_run(heap_copy_run, &copy, &error);
     guard_deallocate(bytes);
     if (code != 0) {
+        error.flags &= (uint8_t)~GUARD_ERROR_CAUGHT; /* the same panic goes on */
         guard_panic_error(&error);
     }
     if (!copy.returned) {

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /* check_trace.c: the stack on which a panic was raised, and the names of its frames. */
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <guard/guard_cancel.h>
 #include <guard/guard_trace.h>
 
+#include "child.h"
 #include "suite.h"
 
 #define FRAME __attribute__((noinline, noclone))
@@ -347,6 +349,48 @@ START_TEST(a_panic_that_is_traced_allocates_nothing_not_even_the_first)
 }
 END_TEST
 
+static unsigned long mallocs_before;
+
+static void tell_mallocs(void *arg)
+{
+    (void)arg;
+    if (mallocs != mallocs_before) {
+        guard_note("it allocated");
+    }
+}
+
+static size_t tell_object(const void *object, char *text, size_t size)
+{
+    (void)object;
+    return (size_t)snprintf(text, size, "object");
+}
+
+static void let_object_go(void *object)
+{
+    (void)object;
+}
+
+static const guard_kind told_kind = {.name = "told", .release = let_object_go, .describe = tell_object};
+
+static void panic_uncaught(void *arg)
+{
+    GUARD_AUTO(s);
+    guard_defer(s, tell_mallocs, NULL); /* runs last */
+    guard_defer_kind(s, &told_kind, NULL);
+    mallocs_before = mallocs;
+    raise_here(arg);
+}
+
+START_TEST(an_uncaught_panic_allocates_nothing_until_its_scopes_have_run)
+{
+    static child_result result;
+    child_run(panic_uncaught, "nobody", &result);
+    child_expect_abort(&result);
+    ck_assert_msg(strncmp(result.text, "panic: nobody [user 7]", 22) == 0, "it wrote: %s", result.text);
+    ck_assert_ptr_nonnull(strstr(result.text, "raised by:\n\t"));
+}
+END_TEST
+
 /* ------------------------------------------------------------------------------------------------- names -- */
 
 START_TEST(a_frame_has_its_function_file_and_line_or_its_module_and_offset)
@@ -453,6 +497,7 @@ int main(void)
         a_trace_is_the_thread_s_that_caught_the_panic_and_can_be_carried_to_another,
         a_deep_stack_is_cut_and_says_so,
         a_panic_that_is_traced_allocates_nothing_not_even_the_first,
+        an_uncaught_panic_allocates_nothing_until_its_scopes_have_run,
         a_frame_has_its_function_file_and_line_or_its_module_and_offset,
         an_exported_function_has_its_name_without_debugging_information_too,
         an_address_of_no_code_is_printed_as_a_number,
