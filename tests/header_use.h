@@ -77,7 +77,8 @@ extern void header_use(int which);
 
 void header_use(int which)
 {
-    static const guard_kind kind = {"thing", header_use_release, NULL, NULL, GUARD_KIND_HEAP, NULL, {NULL, NULL}};
+    static const guard_kind kind = {"thing", header_use_release, NULL, NULL, GUARD_KIND_HEAP, NULL, NULL,
+                                    NULL,    {NULL, NULL}};
     guard_error error;
 
     GUARD_AUTO(outer);
