@@ -165,7 +165,8 @@ extern "C" {
 
 /*
  * `directory` NULL is $TMPDIR (not in a set-user-ID program), else /tmp. The directory is held open: what is
- * removed is removed from it even if it was renamed meanwhile. Modes are 0600 and 0700.
+ * removed is removed from it even if it was renamed meanwhile. Modes are 0600 and 0700. With guard_fatal_signals
+ * (guard_fault.h) a fatal signal removes named ones too, and a directory if it is empty.
  */
 
 /* FILE *guard_file_temporary(guard_scope *, const char *directory, guard_ticket *ticket):
@@ -236,7 +237,7 @@ typedef struct guard_file_lock_options {
  *
  * Until it is published the new file has no name where the file system can do that (O_TMPFILE, with /proc), so
  * that nothing is left of a killed program; elsewhere, and for the moment of publishing, it is
- * `.NAME.XXXXXXXXXXXXXXXX.guard-tmp`.
+ * `.NAME.XXXXXXXXXXXXXXXX.guard-tmp`, which a fatal signal removes (guard_fault.h).
  *
  * The rule for links: symbolic links at `path` are followed and the file at their end is replaced (or made,
  * where the last one dangles); with refuse_link one at the end of `path` is refused (ELOOP). Other hard links

@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include <guard/guard_cancel.h>
+#include <guard/guard_fault.h>
 #include <guard/guard_file.h>
 
 /* ------------------------------------------------------------------------------------------------- names -- */
@@ -88,9 +89,10 @@ int guard_impl_file_locate(const char *path, bool follow, file_location *locatio
 /* Opens a directory as a location has it. Returns 0 or errno. */
 int guard_impl_file_open_location(int base, const char *path, file_location *location);
 
-/* Creates a file under a name nobody has, `.PREFIX.<16 hex digits>SUFFIX`, for update. Returns the descriptor,
- * or -1 with errno. */
-int guard_impl_file_create(int directory, const char *prefix, const char *suffix, mode_t mode, char name[256]);
+/* Creates a file under a name nobody has, `.PREFIX.<16 hex digits>SUFFIX`, for update, which a fatal signal removes until *temporary
+ * is forgotten (guard_temporary_forget), before the directory is closed. Returns the descriptor, or -1 with errno. */
+int guard_impl_file_create(int directory, const char *prefix, const char *suffix, mode_t mode, char name[256],
+                           int *temporary);
 
 /* Only the name, which nobody has guessed. */
 void guard_impl_file_random_name(const char *prefix, const char *suffix, char name[256]);

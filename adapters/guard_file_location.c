@@ -102,14 +102,22 @@ void guard_impl_file_random_name(const char *prefix, const char *suffix, char na
     snprintf(name, 256, ".%.*s.%016llx%s", PREFIX_MOST, prefix, number, suffix);
 }
 
-int guard_impl_file_create(int directory, const char *prefix, const char *suffix, mode_t mode, char name[256])
+int guard_impl_file_create(int directory, const char *prefix, const char *suffix, mode_t mode, char name[256],
+                           int *temporary)
 {
     enum { TRIES = 100 };
     for (int i = 0; i < TRIES; i++) {
         guard_impl_file_random_name(prefix, suffix, name);
+        *temporary = guard_temporary_register(directory, name,
+                                              0); /* before it is there: a signal may come in between */
         int descriptor = openat(directory, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);
-        if (descriptor >= 0 || (errno != EEXIST && errno != EINTR)) {
+        if (descriptor >= 0) {
             return descriptor;
+        }
+        guard_temporary_forget(*temporary);
+        *temporary = 0;
+        if (errno != EEXIST && errno != EINTR) {
+            break;
         }
     }
     return -1;

@@ -10,7 +10,7 @@
  *       ROLLED_BACK    closed, the name unlinked
  *
  * Invariants: `named` is true exactly while the directory may have the temporary name. `stream` is not NULL
- * exactly while OPEN, and the directory is open as long. The target's name is only ever touched by one rename
+ * exactly while OPEN, and the directory is open as long. While `named`, a fatal signal removes the name. The target's name is only ever touched by one rename
  * (or link) of a file that is complete and on the disk. Closing comes before the rename, because some file
  * systems (NFS) tell a failed write only there.
  */
@@ -32,7 +32,8 @@ struct guard_file_replace {
     replace_state state;
     file_location target; /* the directory, and the name to be replaced */
     bool named;
-    bool existed; /* `old` is the target's at the beginning */
+    int temporary_id; /* what a fatal signal is to remove: the temporary name while it is there, else 0 */
+    bool existed;     /* `old` is the target's at the beginning */
     char temporary[256];
     guard_file_replace_options options;
     struct stat old;
@@ -93,7 +94,7 @@ static int replace_create(guard_file_replace *replace)
     int descriptor = replace_create_unnamed(replace, mode);
     if (descriptor < 0 && guard_impl_file_no_unnamed(errno)) {
         descriptor = guard_impl_file_create(replace->target.directory, replace->target.name, ".guard-tmp", mode,
-                                            replace->temporary);
+                                            replace->temporary, &replace->temporary_id);
         replace->named = descriptor >= 0;
     }
     if (descriptor < 0) {
@@ -168,6 +169,13 @@ static int replace_sync(const guard_file_replace *replace)
     return failed == 0 ? 0 : errno;
 }
 
+/* The temporary name is not there, or not ours to remove. */
+static void replace_forget(guard_file_replace *replace)
+{
+    guard_temporary_forget(replace->temporary_id);
+    replace->temporary_id = 0;
+}
+
 /* Gives a file without a name one; link(2) cannot replace, so the target's own name takes a rename of it. */
 static int replace_name(guard_file_replace *replace)
 {
@@ -176,12 +184,14 @@ static int replace_name(guard_file_replace *replace)
     descriptor_link(fileno(replace->stream), link);
     for (int i = 0; i < TRIES && !replace->named; i++) {
         guard_impl_file_random_name(replace->target.name, ".guard-tmp", replace->temporary);
+        replace->temporary_id = guard_temporary_register(replace->target.directory, replace->temporary, 0);
         replace->named = true; /* before: a link that is made and answered with an error is ours, too */
         if (linkat(AT_FDCWD, link, replace->target.directory, replace->temporary, AT_SYMLINK_FOLLOW) != 0) {
             replace->named = errno != EEXIST;
             if (errno != EEXIST) {
                 return errno;
             }
+            replace_forget(replace);
         }
     }
     return replace->named ? 0 : EEXIST;
@@ -244,6 +254,7 @@ static int replace_tidy(guard_file_replace *replace)
         error = errno;
     }
     replace->named = false;
+    replace_forget(replace);
     if (replace->whole >= 0) {
         close(replace->whole);
     }
@@ -285,6 +296,7 @@ static void replace_child(void *object)
     guard_file_replace *replace = object;
     if (replace->state == OPEN) {
         guard_impl_file_discard_stream(replace->stream);
+        replace_forget(replace);
         close(replace->target.directory);
     }
     guard_deallocate(replace);

@@ -4,7 +4,8 @@
  *
  *     made --release--> closed, unlinked        made --child--> its copies closed, nothing unlinked
  *
- * What is unlinked is a name in a directory that is held open, so that it is ours wherever that directory was moved.
+ * What is unlinked is a name in a directory that is held open, so that it is ours wherever that directory was moved. It is registered for
+ * fatal signals as long as that is open.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -19,6 +20,7 @@ typedef struct file_temporary {
     file_origin origin;
     file_location location; /* the directory it was made in, and its name there */
     FILE *stream;           /* NULL for a directory */
+    int temporary;          /* what a fatal signal is to remove, see guard_temporary_register */
     char path[];            /* absolute */
 } file_temporary;
 
@@ -74,13 +76,15 @@ static int unnamed_create(const file_location *location)
         return descriptor;
     }
     char name[256];
-    descriptor = guard_impl_file_create(location->directory, "guard", ".guard-tmp", 0600, name);
+    int temporary;
+    descriptor = guard_impl_file_create(location->directory, "guard", ".guard-tmp", 0600, name, &temporary);
     if (descriptor >= 0 && unlinkat(location->directory, name, 0) != 0) {
         int error = errno;
         close(descriptor);
         errno = error;
-        return -1;
+        descriptor = -1;
     }
+    guard_temporary_forget(temporary);
     return descriptor;
 }
 
@@ -140,6 +144,7 @@ static file_temporary *temporary_new(guard_scope *scope, const char *directory, 
 
     guard_impl_file_origin(&made->origin, place);
     made->stream = NULL;
+    made->temporary = 0;
     int state = guard_foreign_open();
     int error = guard_impl_file_open_location(AT_FDCWD, made->path, &made->location);
     guard_foreign_close(state);
@@ -154,6 +159,7 @@ static file_temporary *temporary_new(guard_scope *scope, const char *directory, 
 static void temporary_fail(file_temporary *made, const char *directory, int error)
 {
     const guard_place *place = made->origin.place;
+    guard_temporary_forget(made->temporary);
     guard_impl_file_close(made->location.directory);
     guard_deallocate(made);
     temporary_panic(place, "make a temporary file in", temporary_directory(directory), error);
@@ -171,6 +177,7 @@ static void temporary_path(file_temporary *made)
 /* Closes and frees; panics with the first error of all that was to be done. */
 static void temporary_end(file_temporary *made, const char *what, int error)
 {
+    guard_temporary_forget(made->temporary);
     int close_error = guard_impl_file_close(made->location.directory);
     if (error == 0 && close_error == 0) {
         guard_deallocate(made);
@@ -198,6 +205,7 @@ static void temporary_child(void *object)
     if (made->stream != NULL) {
         guard_impl_file_discard_stream(made->stream);
     }
+    guard_temporary_forget(made->temporary);
     close(made->location.directory);
     guard_deallocate(made);
 }
@@ -206,6 +214,7 @@ static void temporary_child(void *object)
 static void named_dismiss(void *object)
 {
     file_temporary *made = object;
+    guard_temporary_forget(made->temporary);
     guard_impl_file_close(made->location.directory);
     guard_deallocate(made);
 }
@@ -228,7 +237,8 @@ static int named_create(file_temporary *made)
 {
     int state = guard_foreign_open(), error = 0;
     int directory = made->location.directory;
-    int descriptor = guard_impl_file_create(directory, "guard", ".guard-tmp", 0600, made->location.name);
+    int descriptor = guard_impl_file_create(directory, "guard", ".guard-tmp", 0600, made->location.name,
+                                            &made->temporary);
     made->stream = descriptor_stream(descriptor);
     if (made->stream == NULL) {
         error = errno;
@@ -344,9 +354,14 @@ const char *guard_impl_file_temporary_directory(guard_scope *scope, const char *
     int failed = -1;
     for (int i = 0; i < TRIES && failed != 0; i++) {
         guard_impl_file_random_name("guard", ".guard-tmp", made->location.name);
+        made->temporary = guard_temporary_register(made->location.directory, made->location.name, AT_REMOVEDIR);
         failed = mkdirat(made->location.directory, made->location.name, 0700);
-        if (failed != 0 && errno != EEXIST) {
-            break;
+        if (failed != 0) {
+            guard_temporary_forget(made->temporary);
+            made->temporary = 0;
+            if (errno != EEXIST) {
+                break;
+            }
         }
     }
     if (failed != 0) {

@@ -21,20 +21,20 @@ static void interrupt_raw(void *raw)
 
 static inline void call_open(guard_sqlite *db, call_guard *call)
 {
+    if (db->adopted) {
+        guard_interrupt_open(&call->interrupt, interrupt_raw, db->raw); /* first, for it may panic */
+    }
     db->calls++;
     call->state = guard_foreign_open();
-    if (db->adopted) {
-        guard_interrupt_open(&call->interrupt, interrupt_raw, db->raw);
-    }
 }
 
 static inline void call_close(guard_sqlite *db, call_guard *call)
 {
+    guard_foreign_close(call->state);
+    db->calls--;
     if (db->adopted) {
         guard_interrupt_close(&call->interrupt);
     }
-    guard_foreign_close(call->state);
-    db->calls--;
 }
 
 int guard_sqlite_progress(void *db)

@@ -82,6 +82,7 @@ static void thread_lose(guard_thread *thread)
     if (thread->wake >= 0) {
         close(thread->wake);
     }
+    guard_alternate_lose(thread);
     thread->next = fork_lost;
     fork_lost = thread;
 }

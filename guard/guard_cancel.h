@@ -193,17 +193,22 @@ GUARD_API void guard_interrupt_close(guard_interrupt *interrupt);
  *     rc = sqlite3_step(statement);
  *     guard_foreign_close(state);
  *
- * A cancel that arrives meanwhile is delivered by the next guard_cancel_point, or by the next cancellation point of the system.
+ * A cancel that arrives meanwhile is delivered by the next guard_cancel_point, or by the next cancellation point of the system. A fault
+ * meanwhile is fatal also with guard_faults_to_panics. Nothing may panic between the two but inside a border.
  */
+extern GUARD_API __thread uint32_t guard_impl_foreign __attribute__((tls_model("initial-exec"))); /* how many are open */
+
 static inline int guard_foreign_open(void)
 {
     int state;
     (void)pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state); /* fails only for another constant */
+    guard_impl_foreign++;
     return state;
 }
 
 static inline void guard_foreign_close(int state)
 {
+    guard_impl_foreign--;
     (void)pthread_setcancelstate(state, NULL);
 }
 

@@ -9,6 +9,7 @@
 #define GUARD_INTERNAL_H
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -16,6 +17,7 @@
 
 #include <guard/guard.h>
 #include <guard/guard_cancel.h>
+#include <guard/guard_fault.h>
 #include <guard/guard_metrics.h>
 #include <guard/guard_process.h>
 #include <guard/guard_trace.h>
@@ -255,6 +257,10 @@ typedef struct guard_thread {
     uint32_t trace_turn;         /* panics since the last one that was traced */
     uint32_t trace_next;         /* the entry that is used next */
     guard_kept_trace traces[GUARD_TRACE_KEPT];
+    void *alternate;             /* the stack of fatal signals, see fatal.c; NULL: none of ours */
+    size_t alternate_size;
+    uintptr_t stack_low; /* the bounds of its own stack, where fatal.c has asked for them; else 0 */
+    uintptr_t stack_high;
     guard_site_memo memos[SITE_MEMOS];
     uint64_t counts[GUARD_METRICS_SLOTS];
 } guard_thread;
@@ -356,6 +362,60 @@ static inline void guard_attention_clear(uint32_t *attention, uint32_t bits)
     __atomic_fetch_and(attention, ~bits, __ATOMIC_SEQ_CST);
 }
 
+/* ------------------------------------------------------------------------------------------------ faults -- */
+
+/* fatal.c: gives a new thread its alternate stack where that is switched on; takes it away. */
+void guard_alternate_open(guard_thread *thread);
+void guard_alternate_close(guard_thread *thread);
+/* In a forked child: that of a thread that did not come along. */
+void guard_alternate_lose(guard_thread *thread);
+/* The handler for one more signal. Under no lock. Panics with GUARD_OS. */
+void guard_fatal_install(int signo);
+/* The alternate stack and the bounds of this thread, and of each that comes. Panics with GUARD_OS. */
+void guard_fatal_prepare(void);
+/* The process aborts after it has told why: the handler of SIGABRT is silent. */
+void guard_fatal_told(void);
+/* Runs fn(arg) inside the handler; false where it faulted. */
+bool guard_fatal_try(guard_fn *fn, void *arg);
+
+/* Why a fault stays fatal: a text, or NULL where panics were not asked for; and where a foreign frame is, or 0. */
+typedef struct guard_fault_refusal {
+    const char *why;
+    uintptr_t pc;
+} guard_fault_refusal;
+
+/* fault.c: makes the interrupted thread go on in a panic when the handler returns; false where that must not be. */
+bool guard_fault_redirect(int signo, const siginfo_t *info, void *context, guard_fault_refusal *refusal);
+/* The interrupted program counter; 0 on an unknown processor. */
+uintptr_t guard_fault_pc(const void *context);
+
+/* temporary.c: removes what is registered. Async-signal-safe. */
+void guard_temporaries_remove(void);
+
+/* line.c: text built in a signal handler. */
+typedef struct guard_line {
+    char *text;
+    size_t size;
+    size_t length;
+} guard_line;
+
+void guard_line_text(guard_line *line, const char *text);
+void guard_line_escaped(guard_line *line, const char *text);
+void guard_line_number(guard_line *line, uint64_t number);
+void guard_line_hex(guard_line *line, uint64_t number);
+void guard_line_signal(guard_line *line, int signo);
+void guard_line_place(guard_line *line, uintptr_t pc); /* module+0x1234 */
+void guard_line_fault(guard_line *line, int signo, int code, uintptr_t address);
+
+/* A module by an address in it. Async-signal-safe; false for none, and where libc cannot tell. */
+typedef struct guard_module {
+    uintptr_t start;
+    uintptr_t base; /* what to take off an address for the module's own numbering */
+    const char *path;
+} guard_module;
+bool guard_module_find(uintptr_t address, guard_module *module);
+const char *guard_module_name(const guard_module *module);
+
 /* ------------------------------------------------------------------------------------------ cancellation -- */
 
 /* Nanoseconds of CLOCK_MONOTONIC; async-signal-safe. */
@@ -400,6 +460,8 @@ uint32_t guard_orphans_collect(guard_stack *stack, uintptr_t low, uintptr_t high
 guard_scope *guard_orphans_beyond(guard_stack *stack, uintptr_t low, uintptr_t high);
 /* guard_orphans_collect for scopes in frames of this thread that are gone: below `frame`. -1 where that cannot be told (a fiber, another stack). */
 int guard_orphans_below(guard_stack *stack, const void *frame);
+/* The bounds of this thread's own stack; false where they cannot be had. The main thread's are read from /proc. */
+bool guard_thread_bounds(uintptr_t *low, uintptr_t *high);
 /* The stack's frames are all gone: releases the kinds with GUARD_KIND_HEAP, reports the others. */
 void guard_orphans_release(guard_stack *stack);
 

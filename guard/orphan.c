@@ -169,8 +169,7 @@ guard_scope *guard_orphans_beyond(guard_stack *stack, uintptr_t low, uintptr_t h
     return nearest.scope;
 }
 
-/* The bounds of this thread's own stack; false where they cannot be had. The main thread's are read from /proc. */
-static bool thread_bounds(uintptr_t *low, uintptr_t *high)
+bool guard_thread_bounds(uintptr_t *low, uintptr_t *high)
 {
     pthread_attr_t attributes;
     void *address;
@@ -190,7 +189,7 @@ int guard_orphans_below(guard_stack *stack, const void *frame)
     uintptr_t low;
     uintptr_t high;
     /* A fiber's frames, those of a handler on an alternate stack, and AddressSanitizer's fake ones lie elsewhere. */
-    if (!thread_bounds(&low, &high) || (uintptr_t)frame < low || (uintptr_t)frame >= high) {
+    if (!guard_thread_bounds(&low, &high) || (uintptr_t)frame < low || (uintptr_t)frame >= high) {
         return -1;
     }
     return (int)guard_orphans_collect(stack, low, (uintptr_t)frame);

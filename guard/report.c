@@ -171,5 +171,6 @@ void guard_report_uncaught(const guard_error *error)
     if (fatal_handler != NULL) {
         fatal_handler(error, report.text);
     }
+    guard_fatal_told();
     abort();
 }

@@ -18,6 +18,7 @@ __thread guard_impl_stack_t *guard_impl_stack __attribute__((tls_model("initial-
 __thread guard_stack *guard_stack_own;
 __thread guard_thread *guard_thread_own;
 __thread uint32_t guard_impl_attention __attribute__((tls_model("initial-exec")));
+__thread uint32_t guard_impl_foreign __attribute__((tls_model("initial-exec")));
 
 pthread_mutex_t guard_life_lock = PTHREAD_MUTEX_INITIALIZER;
 guard_thread *guard_threads;
@@ -144,6 +145,7 @@ static void thread_close(void *memory)
         close(thread->wake);
     }
     pthread_mutex_destroy(&thread->lock);
+    guard_alternate_close(thread);
     guard_stack_own = NULL;
     guard_impl_stack = NULL;
     guard_thread_own = NULL;
@@ -186,6 +188,8 @@ guard_stack *guard_stack_make(void)
     for (uint32_t i = 0; i < GUARD_TRACE_KEPT; i++) {
         thread->traces[i].number = 0;
     }
+    thread->alternate = NULL;
+    thread->stack_low = thread->stack_high = 0;
     memset(thread->memos, 0, sizeof thread->memos);
     memset(thread->counts, 0, sizeof thread->counts);
     pthread_mutex_init(&thread->lock, NULL);
@@ -194,6 +198,7 @@ guard_stack *guard_stack_make(void)
     guard_impl_counts = thread->counts;
     guard_stack_own = &thread->stack;
     guard_impl_stack = &thread->stack.hot;
+    guard_alternate_open(thread);
     return guard_stack_own;
 }
 
