@@ -65,6 +65,7 @@ static int on_event(PGEventId id, void *info, void *pass)
     } else if (id == PGEVT_CONNRESET) {
         guard_pq *pq = PQinstanceData(((PGEventConnReset *)info)->conn, on_event);
         if (pq != NULL) {
+            pq->primary = 0;
             pq->t.ended = GUARD_ROLLED_BACK;
             pq->marks.id[0] = '\0';
         }

@@ -100,7 +100,10 @@ static void read_one(guard_pq *pq, PGresult *result, answer *a)
 static void ask(guard_pq *pq, const char *sql, answer *a)
 {
     guard_pq_deadline deadline = guard_pq_in(pq->t.commit_ms);
-    memset(a, 0, sizeof(*a));
+    a->tag = GUARD_OPEN;
+    a->has_error = 0;
+    a->refused = 0;
+    memset(a->error.sqlstate, 0, sizeof(a->error.sqlstate));
     pq->local_only = 0;
     if (!PQsendQuery(pq->conn, sql)) {
         guard_pq_error_conn(pq->conn, &a->error, "sending COMMIT");
@@ -202,16 +205,20 @@ static int read_xid(guard_pq *pq, char *xid, size_t size, guard_error *error)
     return code;
 }
 
-static void commit_sql(guard_pq *pq, char *sql, size_t size)
+static const char *commit_sql(guard_pq *pq, char *sql, size_t size)
 {
     int length = pq->t.marker == GUARD_PQ_MARKER_ROW ? guard_pq_marks_sql(pq, sql, size) : 0;
+    if (pq->t.prepare_as == NULL && length == 0) {
+        return "COMMIT";
+    }
     if (pq->t.prepare_as == NULL) {
         snprintf(sql + length, size - (size_t)length, "COMMIT");
-        return;
+        return sql;
     }
     char name[416]; /* 199 bytes, each doubled */
     guard_pq_literal(name, sizeof(name), pq->t.prepare_as);
     snprintf(sql + length, size - (size_t)length, "PREPARE TRANSACTION %s", name);
+    return sql;
 }
 
 static guard_outcome judge(guard_pq *pq, const answer *a, const char *xid, guard_result *result)
@@ -243,8 +250,7 @@ static guard_outcome commit_open(guard_pq *pq, guard_result *result)
         take_back(pq);
         return rolled_back(result, &a.error);
     }
-    commit_sql(pq, sql, sizeof(sql));
-    ask(pq, sql, &a);
+    ask(pq, commit_sql(pq, sql, sizeof(sql)), &a);
     return judge(pq, &a, xid, result);
 }
 

@@ -92,6 +92,7 @@ struct guard_pq {
     uint8_t cut;               /* we have shut its socket, or the server has said that it will: dead */
     uint8_t discard;           /* not to go back to a pool: a session lock may still be held */
     uint8_t pooler;            /* GUARD_PQ_POOLER_ASK until it is known */
+    uint8_t primary;           /* its server is no standby */
     uint8_t local_only;        /* the server gave up waiting for its standbys */
     PQnoticeReceiver receiver; /* libpq's own, behind ours; only where we opened the connection */
     guard_ticket ticket;

@@ -70,6 +70,20 @@ int guard_pq_literal(char *to, size_t size, const char *text)
 
 static const guard_pq_tx_options no_options;
 
+/*
+ * A server that is no standby never becomes one while its sessions live, so it is not asked again: the parameters are a list that libpq
+ * searches. Behind a pooler, or where that is not known, the next transaction may be another server's.
+ */
+static int is_standby(guard_pq *pq)
+{
+    if (pq->primary) {
+        return 0;
+    }
+    const char *standby = PQparameterStatus(pq->conn, "in_hot_standby");
+    pq->primary = standby != NULL && strcmp(standby, "off") == 0 && pq->pooler == GUARD_PQ_POOLER_NONE;
+    return standby != NULL && strcmp(standby, "on") == 0;
+}
+
 /* The server says on its own whether writing is possible (GUC_REPORT, from 14 on). */
 static int is_read_only(guard_pq *pq, const guard_pq_tx_options *o)
 {
@@ -77,8 +91,7 @@ static int is_read_only(guard_pq *pq, const guard_pq_tx_options *o)
         return (o->flags & GUARD_PQ_READ_ONLY) != 0;
     }
     const char *read_only = PQparameterStatus(pq->conn, "default_transaction_read_only");
-    const char *standby = PQparameterStatus(pq->conn, "in_hot_standby");
-    return (read_only != NULL && strcmp(read_only, "on") == 0) || (standby != NULL && strcmp(standby, "on") == 0);
+    return (read_only != NULL && strcmp(read_only, "on") == 0) || is_standby(pq);
 }
 
 static void set_transaction(guard_pq *pq, const guard_pq_tx_options *o)
@@ -98,10 +111,13 @@ static void set_transaction(guard_pq *pq, const guard_pq_tx_options *o)
     }
 }
 
-static int begin_sql(guard_pq *pq, const guard_pq_tx_options *o, char *sql, size_t size)
+static const char *begin_sql(guard_pq *pq, const guard_pq_tx_options *o, char *sql, size_t size)
 {
     static const char *const levels[] = {"", " ISOLATION LEVEL READ COMMITTED", " ISOLATION LEVEL REPEATABLE READ",
                                          " ISOLATION LEVEL SERIALIZABLE"};
+    if ((o->isolation | (int)o->flags | o->tx.durable) == 0 && pq->t.marker != GUARD_PQ_MARKER_PROBE) {
+        return "BEGIN";
+    }
     int length = snprintf(sql, size, "BEGIN%s%s%s", levels[o->isolation],
                           o->flags & GUARD_PQ_READ_ONLY    ? " READ ONLY"
                           : o->flags & GUARD_PQ_READ_WRITE ? " READ WRITE"
@@ -113,10 +129,9 @@ static int begin_sql(guard_pq *pq, const guard_pq_tx_options *o, char *sql, size
                            "WHERE current_setting('synchronous_commit') = 'off'");
     }
     if (pq->t.marker == GUARD_PQ_MARKER_PROBE) {
-        length += snprintf(sql + length, size - (size_t)length, "; SELECT pg_advisory_xact_lock(%lld)",
-                           (long long)pq->t.lock);
+        snprintf(sql + length, size - (size_t)length, "; SELECT pg_advisory_xact_lock(%lld)", (long long)pq->t.lock);
     }
-    return length;
+    return sql;
 }
 
 /* What has to be there before BEGIN, so that COMMIT can be resolved. */
@@ -136,7 +151,8 @@ static int begin_marker(guard_pq *pq, guard_error *error)
 static int begin(guard_pq *pq, const guard_pq_tx_options *o, guard_error *error)
 {
     char sql[GUARD_PQ_SQL_MAX];
-    if (guard_pq_is_dead(pq)) {
+    /* That it has died since is for BEGIN to find out: nothing is lost with it. */
+    if (guard_pq_status(pq) == GUARD_TX_LOST) {
         return guard_pq_error_gone(error);
     }
     set_transaction(pq, o);
@@ -144,8 +160,7 @@ static int begin(guard_pq *pq, const guard_pq_tx_options *o, guard_error *error)
     if (code != 0) {
         return code;
     }
-    begin_sql(pq, o, sql, sizeof(sql));
-    code = guard_pq_query(pq, sql, pq->options.statement_ms, NULL, error);
+    code = guard_pq_query(pq, begin_sql(pq, o, sql, sizeof(sql)), pq->options.statement_ms, NULL, error);
     if (code != 0 && PQtransactionStatus(pq->conn) != PQTRANS_IDLE) {
         guard_error later;
         guard_pq_roll_back(pq, "ROLLBACK", guard_pq_in(pq->t.rollback_ms), &later);

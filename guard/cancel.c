@@ -145,7 +145,8 @@ void guard_thread_wake(guard_thread *thread)
     if (thread->wake >= 0 && !thread->is_woken) {
         uint64_t one = 1;
         ssize_t written = write(thread->wake, &one, sizeof one);
-        thread->is_woken = written == sizeof one; /* it cannot fail: the counter was 0 */
+        /* It cannot fail: the counter was 0. */
+        __atomic_store_n(&thread->is_woken, written == sizeof one, __ATOMIC_SEQ_CST);
     }
 }
 
@@ -173,12 +174,26 @@ void guard_cancel_clear(void)
     guard_attention_clear(&guard_impl_attention, ATTENTION_CANCEL);
 }
 
+/*
+ * Nothing to settle: the descriptor is there, nobody asked this thread to end, and no wake of an earlier cancel is left in it. A cancel sets
+ * the attention before it wakes, so one that comes from here on is seen in the descriptor.
+ */
+static bool wake_is_settled(const guard_thread *thread)
+{
+    return thread->wake >= 0 &&
+           !(__atomic_load_n(&guard_impl_attention, __ATOMIC_SEQ_CST) & (ATTENTION_CANCEL | ATTENTION_SIGNAL)) &&
+           !__atomic_load_n(&thread->is_woken, __ATOMIC_SEQ_CST);
+}
+
 int guard_cancel_descriptor(void)
 {
-    guard_stack *stack = guard_stack_here();
+    guard_stack_here();
     guard_thread *thread = guard_thread_own;
-    if (guard_limits_here(stack).is_masked) {
+    if (guard_masked()) {
         return -1;
+    }
+    if (wake_is_settled(thread)) {
+        return thread->wake;
     }
     pthread_mutex_lock(&guard_life_lock);
     if (thread->wake < 0) {
@@ -193,7 +208,7 @@ int guard_cancel_descriptor(void)
         } else if (thread->is_woken) { /* by a cancel that was cleared */
             uint64_t count;
             ssize_t got = read(thread->wake, &count, sizeof count);
-            thread->is_woken = got != sizeof count;
+            __atomic_store_n(&thread->is_woken, got != sizeof count, __ATOMIC_SEQ_CST);
         }
     }
     int wake = thread->wake;
@@ -235,7 +250,11 @@ void guard_deadline(guard_scope *scope, int64_t ms)
 
 int64_t guard_remaining_ms(int64_t own_ms)
 {
-    guard_limits limits = guard_limits_here(guard_stack_here());
+    const guard_stack *stack = guard_stack_here();
+    if (!(__atomic_load_n(&guard_impl_attention, __ATOMIC_RELAXED) & ATTENTION_DEADLINE)) {
+        return own_ms; /* no scope has one */
+    }
+    guard_limits limits = guard_limits_here(stack);
     if (limits.deadline == CLOCK_NEVER) {
         return own_ms;
     }
