@@ -57,6 +57,7 @@
  *   Several files in WAL mode (ATTACH): SQLite commits each file atomically, but not all of them together; after
  *                 a crash or an I/O error one may have it and another not (https://sqlite.org/lang_attach.html). A failed COMMIT
  *                 is then IN_DOUBT with GUARD_NOTE_MANY_FILES. In rollback-journal mode they are atomic together.
+ *                 `synchronous` is of each file: an attached one begins with SQLite's FULL (PRAGMA name.synchronous).
  *   In memory     there is no file to be in doubt: a failed COMMIT is ROLLED_BACK.
  *
  * THREADS
@@ -102,8 +103,8 @@ typedef struct guard_sqlite_backup guard_sqlite_backup;
 #define GUARD_SQLITE_PERSIST 4
 
 /* guard_sqlite_options.synchronous; what COMMITTED promises after a power cut (https://sqlite.org/pragma.html#pragma_synchronous) */
-#define GUARD_SQLITE_SYNC_FULL 0 /* it is on the disk */
-#define GUARD_SQLITE_SYNC_EXTRA 1
+#define GUARD_SQLITE_SYNC_FULL 0 /* it is on the disk: SQLite's EXTRA, since after its FULL a deleted journal may come back */
+#define GUARD_SQLITE_SYNC_EXTRA 1 /* the same */
 #define GUARD_SQLITE_SYNC_NORMAL 2 /* WAL: the last commits may be lost together; never half */
 #define GUARD_SQLITE_SYNC_OFF 3    /* nothing */
 

@@ -72,7 +72,7 @@ START_TEST(the_defaults_check_foreign_keys_and_sync_fully)
     GUARD_AUTO(s);
     open_database(s);
     ck_assert_int_eq(guard_sqlite_query_int64(db, "PRAGMA foreign_keys", -1), 1);
-    ck_assert_int_eq(guard_sqlite_query_int64(db, "PRAGMA synchronous", -1), 2);
+    ck_assert_int_eq(guard_sqlite_query_int64(db, "PRAGMA synchronous", -1), 3);
     ck_assert_int_eq(guard_sqlite_query_int64(db, "SELECT id FROM t", -7), -7);
 }
 END_TEST
