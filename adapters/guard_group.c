@@ -18,6 +18,7 @@
 
 #include <guard/guard.h>
 #include <guard/guard_cancel.h>
+#include <guard/guard_context.h>
 #include <guard/guard_group.h>
 #include <guard/guard_process.h>
 
@@ -27,8 +28,9 @@ typedef struct group_member {
     guard_fn *fn;
     void *arg;
     pthread_t thread;
-    int64_t until; /* its deadline in ms of CLOCK_MONOTONIC; -1: none */
-    bool is_live;  /* can be cancelled */
+    guard_context *context; /* of its opener, when it was spawned */
+    int64_t until;          /* its deadline in ms of CLOCK_MONOTONIC; -1: none */
+    bool is_live;           /* can be cancelled */
     bool has_ended;
 } group_member;
 
@@ -101,6 +103,22 @@ static void member_end(void *arg)
     pthread_mutex_unlock(&group->lock);
 }
 
+static group_member *member_new(guard_group *group, guard_fn *fn, void *arg, int64_t until)
+{
+    GUARD_AUTO(s);
+    group_member *member = guard_allocate(sizeof *member);
+    guard_ticket ticket = guard_defer(s, guard_deallocate, member);
+    *member = (group_member){.group = group, .fn = fn, .arg = arg, .until = until, .context = guard_context_copy()};
+    guard_dismiss(ticket);
+    return member;
+}
+
+static void member_free(group_member *member)
+{
+    guard_context_free(member->context);
+    guard_deallocate(member);
+}
+
 static void member_work(void *arg)
 {
     group_member *member = arg;
@@ -117,6 +135,7 @@ static void member_work(void *arg)
         int64_t left = member->until - clock_ms();
         guard_deadline(s, left > 0 ? left : 0);
     }
+    guard_context_enter(s, member->context);
     member->fn(member->arg);
 }
 
@@ -145,7 +164,7 @@ static void member_join(guard_group *group, group_member *member)
         group_fail(group, &error);
         pthread_mutex_unlock(&group->lock);
     }
-    guard_deallocate(member);
+    member_free(member);
 }
 
 /* Joins the members that have ended. */
@@ -371,10 +390,9 @@ int guard_group_spawn(guard_group *group, guard_fn *fn, void *arg)
         guard_panic_error(&error);
     }
     group_reap(group);
-    group_member *member = guard_allocate(sizeof *member);
-    *member = (group_member){.group = group, .fn = fn, .arg = arg, .until = spawn_deadline()};
+    group_member *member = member_new(group, fn, arg, spawn_deadline());
     if (!member_link(member)) {
-        guard_deallocate(member);
+        member_free(member);
         return 0;
     }
     /* The member uses its id only after its creator has the lock again. */
@@ -383,7 +401,7 @@ int guard_group_spawn(guard_group *group, guard_fn *fn, void *arg)
     pthread_mutex_unlock(&group->lock);
     if (code != 0) {
         member_unlink(member);
-        guard_deallocate(member);
+        member_free(member);
         errno = code;
         guard_panic_os("no thread for a member of the group");
     }

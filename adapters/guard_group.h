@@ -32,6 +32,10 @@
  *   Each member runs under the deadline that was the nearest where it was spawned. When the thread that waits or spawns is cancelled
  *   or late, the members are cancelled, and its own panic goes on after they have ended.
  *
+ * CONTEXT
+ *
+ *   Each member begins with a copy of the context (guard_context.h) of the thread that spawned it, as it was then.
+ *
  * THREADS
  *
  *   guard_group_cancel may be called by any thread while the group is open, all else by the thread that opened it. Members

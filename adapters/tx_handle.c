@@ -149,8 +149,27 @@ void guard_tx_link(guard_tx *tx, guard_tx *parent)
     tx->session->thread = thread_here();
 }
 
+/* For the panic log: what a panic took back, or left in doubt. */
+static void tell_undone(const guard_tx *tx)
+{
+    const guard_tx_driver *driver = tx->session->driver;
+    char connection[64];
+    snprintf(connection, sizeof connection, "%s", driver->name);
+    if (driver->describe != NULL) {
+        driver->describe(tx->session->connection, connection, sizeof connection);
+    }
+    const char *slash = strrchr(tx->place->file, '/');
+    guard_context_undone("%s on %s begun at %s:%u: %s", tx->savepoint.level == 0 ? "transaction" : "savepoint",
+                         connection, slash != NULL ? slash + 1 : tx->place->file, tx->place->line,
+                         guard_outcome_name(tx->result.outcome));
+}
+
 void guard_tx_unlink(guard_tx *tx)
 {
+    if ((tx->result.outcome == GUARD_ROLLED_BACK || tx->result.outcome == GUARD_IN_DOUBT) && tx->place != NULL &&
+        guard_context_in_call()) {
+        tell_undone(tx);
+    }
     tx->session->tx = tx->parent;
     tx->parent = NULL;
     tx->linked = 0;

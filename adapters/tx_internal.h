@@ -4,6 +4,7 @@
 #define GUARD_TX_INTERNAL_H
 
 #include <guard/guard_cancel.h>
+#include <guard/guard_context.h>
 #include <guard/guard_process.h>
 #include <guard/tx.h>
 

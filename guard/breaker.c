@@ -8,7 +8,7 @@
  *     neither closes nor opens what has been decided since.
  *   - Half-open: `admitted` calls are under way or were well, at most `probes`.
  */
-#include "internal.h"
+#include "log_internal.h"
 
 #include <guard/guard_breaker.h>
 
@@ -113,6 +113,7 @@ static void breaker_fill(guard_breaker *breaker, const char *name, const guard_b
     breaker->options.window_ms = options->window_ms != 0 ? options->window_ms : 10000;
     breaker->options.open_ms = options->open_ms != 0 ? options->open_ms : 5000;
     breaker->options.probes = options->probes != 0 ? options->probes : 1;
+    breaker->options.log = options->log;
     breaker->options.judge = options->judge != NULL ? options->judge : guard_breaker_judge;
     pthread_mutex_init(&breaker->lock, NULL); /* without attributes it cannot fail, pthread_mutex_init(3) */
 }
@@ -151,10 +152,15 @@ static void breaker_enter(guard_breaker *breaker, guard_breaker_state state)
     }
 }
 
-/* Without the lock: the note handler is the program's. */
+/* Without the lock: the note handler is the program's, and writing may not be held up by it. */
 static void breaker_tell(const guard_breaker *breaker, guard_breaker_state state)
 {
-    guard_note("breaker %s is %s", breaker->name, state_names[state]);
+    if (breaker->options.log != NULL) {
+        guard_log_write(breaker->options.log, state == GUARD_BREAKER_OPEN ? GUARD_LOG_WARNING : GUARD_LOG_NOTICE,
+                        "breaker %s is %s", breaker->name, state_names[state]);
+    } else {
+        guard_note("breaker %s is %s", breaker->name, state_names[state]);
+    }
 }
 
 /* Counts a call of the closed state; whether the window is now such that it must open. */

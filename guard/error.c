@@ -213,8 +213,8 @@ static bool byte_continues(unsigned char byte)
     return (byte & 0xC0) == 0x80;
 }
 
-/* How many bytes the character has, 0 if it is a control character or no UTF-8 (RFC 3629). U+0080 to U+009F are controls, too. */
-static size_t character_length(const unsigned char *at)
+/* RFC 3629; U+0080 to U+009F are controls, too. */
+size_t guard_text_character(const unsigned char *at)
 {
     unsigned char first = at[0];
     if (first < 0x80) {
@@ -240,7 +240,7 @@ static void writer_escaped(writer *to, const char *text)
     static const char digits[] = "0123456789abcdef";
     const unsigned char *at = (const unsigned char *)text;
     while (*at != '\0') {
-        size_t length = character_length(at);
+        size_t length = guard_text_character(at);
         if (length == 0) {
             writer_text(to, "\\x");
             writer_put(to, digits[*at >> 4]);

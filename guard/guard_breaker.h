@@ -23,7 +23,7 @@
  *     half-open ── as many calls as `probes` succeeded ──> closed, the window empty
  *     half-open ── one failed ──> open
  *
- *   Each change is told by guard_note. What a call says that was begun before a change counts for nothing.
+ *   Each change is told in the log that the options name, else by guard_note. What a call says that was begun before a change counts for nothing.
  *
  * ERRORS
  *
@@ -71,7 +71,8 @@ typedef struct guard_breaker_options {
     int32_t open_ms;          /* 0: 5,000 */
     uint32_t probes;          /* calls that half-open lets through; 0: 1 */
     guard_judge_fn *judge;    /* any thread, must not panic; NULL: guard_breaker_judge */
-    uint64_t reserved[4];
+    guard_log *log;           /* where changes of its state are told; NULL: guard_note */
+    uint64_t reserved[3];
 } guard_breaker_options;
 
 typedef struct guard_breaker guard_breaker;

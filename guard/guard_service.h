@@ -30,6 +30,7 @@
 #define GUARD_SERVICE_H
 
 #include <guard/guard.h>
+#include <guard/guard_log.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -47,7 +48,10 @@ typedef struct guard_service_options {
     uint32_t per_second; /* calls in a second, on average, at most 1,000,000; 0: any number */
     uint32_t burst;      /* of these, how many may come at once; 0: as many as in a second */
     int32_t deadline_ms; /* of a call; 0: 30,000, -1: only that of the scopes around it */
-    uint64_t reserved[4];
+    guard_log *
+        log; /* where each panic that ends a call is logged, see guard_log.h; NULL: nowhere. It must outlive the calls */
+    guard_severity_fn *severity; /* of a panic; NULL: GUARD_LOG_BY_ERROR */
+    uint64_t reserved[2];
 } guard_service_options;
 
 typedef struct guard_service guard_service;
@@ -60,7 +64,8 @@ GUARD_API guard_service *guard_service_open(guard_scope *scope, const char *name
 
 /*
  * Calls fn(arg) as guard_run does, under the service's deadline. Returns 0 when fn returned or its panic was recovered, else the
- * error's code, never 0, with *error filled where it is not NULL. It waits for nothing: a call beyond a limit is refused. Any thread.
+ * error's code, never 0, with *error filled where it is not NULL. It waits for nothing: a call beyond a limit is refused. Its panic is
+ * in the log when it returns, or counted there; a refusal of the service's own is not logged, for it is in the figures. Any thread.
  */
 GUARD_API int guard_service_call(guard_service *service, guard_fn *fn, void *arg, guard_error *error);
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * internal.h: what the core's own files share; nothing outside guard/ includes it.
+ * internal.h: what the core's own files share; nothing outside guard/ includes it. (What only the log's files share is in log_internal.h.)
  *
  * Everything declared here is hidden (-fvisibility=hidden). The state of a thread is one struct guard_stack, made at its first use;
  * see README.md for the state diagram of scope, border and panic.
@@ -17,6 +17,7 @@
 
 #include <guard/guard.h>
 #include <guard/guard_cancel.h>
+#include <guard/guard_context.h>
 #include <guard/guard_fault.h>
 #include <guard/guard_metrics.h>
 #include <guard/guard_process.h>
@@ -112,6 +113,7 @@ struct guard_stack {
     guard_stack *next;   /* of all stacks, under the life lock */
     guard_stack **at;
     bool is_swapped; /* a fiber's stack, which a thread uses at the moment */
+    struct guard_context_state *context; /* NULL: nothing was set yet */
     guard_impl_record records[POOL_FIRST];
 };
 
@@ -598,6 +600,9 @@ void guard_report_begin(void);
 void guard_report_give_up(void);
 /* After fork, in the child. */
 void guard_report_forget(void);
+/* What writes the log's last lines before the process aborts, where there is a log. Async-signal-safe. */
+extern void (*guard_at_death)(void) __attribute__((visibility("hidden")));
+
 /* Standard error and the fatal handler; never returns. */
 GUARD_NORETURN void guard_report_uncaught(const guard_error *error);
 
@@ -639,7 +644,46 @@ void guard_error_place(guard_error *error, const guard_place *place);
 void guard_error_copy(guard_error *to, const guard_error *from);
 void guard_error_message(guard_error *error, const char *format, va_list arguments) GUARD_PRINTF(2, 0);
 
+/* How many bytes the character at `at` has, 0 if it is a control character or no UTF-8. It reads no further than the NUL that ends the text. */
+size_t guard_text_character(const unsigned char *at);
 /* malloc or what guard_allocator set; NULL when there is none. */
 void *guard_memory_take(size_t size);
+
+/* ---------------------------------------------------------------------------------------------- context -- */
+
+#define CONTEXT_UNDONE 4U /* notes of guard_context_undone that are kept */
+
+typedef enum guard_value_state { VALUE_FREE, VALUE_SET, VALUE_LEFT } guard_value_state;
+
+typedef struct guard_context_value {
+    uint64_t serial; /* the newest of a key hides the others */
+    uint64_t panic;  /* VALUE_LEFT: which panic ended its scope */
+    guard_value_state state;
+    bool is_hiding; /* NULL was set */
+    char key[GUARD_CONTEXT_KEY_SIZE];
+    char value[GUARD_CONTEXT_VALUE_SIZE];
+} guard_context_value;
+
+typedef struct guard_context_state {
+    guard_context_value values[GUARD_CONTEXT_VALUES];
+    uint64_t serial;
+    uint32_t calls;        /* of services with a log that this thread is in */
+    uint32_t undone_base;  /* where the notes of the innermost begin */
+    uint32_t undone_count; /* also those that were not kept */
+    char undone[CONTEXT_UNDONE][128];
+} guard_context_state;
+
+/* What guard_context_end takes back. */
+typedef struct guard_context_mark {
+    uint64_t serial;
+    uint32_t undone_base;
+    bool has_begun;
+} guard_context_mark;
+
+/* The call of a service begins and has ended, its line is logged. Without memory its line has no context. */
+guard_context_mark guard_context_begin(void);
+void guard_context_end(guard_context_mark mark);
+/* The values that belong to this error (NULL: to what is not an error), the oldest first, one for each key. */
+unsigned guard_context_list(const guard_error *error, const guard_context_value *list[GUARD_CONTEXT_VALUES]);
 
 #endif

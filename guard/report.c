@@ -22,6 +22,7 @@
 #define LOOK_MS 1
 
 static guard_fatal_fn *fatal_handler;
+void (*guard_at_death)(void);
 
 static pthread_mutex_t report_lock = PTHREAD_MUTEX_INITIALIZER;
 static uint32_t reports_begun; /* threads whose uncaught panic runs, or is being reported */
@@ -168,6 +169,9 @@ void guard_report_uncaught(const guard_error *error)
     }
     __atomic_fetch_sub(&reports_due, 1, __ATOMIC_SEQ_CST);
     report_wait(&reports_due, 0, TURN_MS);
+    if (guard_at_death != NULL) {
+        guard_at_death();
+    }
     if (fatal_handler != NULL) {
         fatal_handler(error, report.text);
     }

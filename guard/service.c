@@ -13,7 +13,7 @@
  */
 #include <stdatomic.h>
 
-#include "internal.h"
+#include "log_internal.h"
 
 #include <guard/guard_service.h>
 
@@ -26,8 +26,10 @@ struct guard_service {
     char name[32];
     uint32_t calls;      /* 0: any number */
     int32_t deadline_ms; /* -1: none */
-    int64_t interval;    /* nanoseconds for each call; 0: any number */
-    int64_t depth;       /* interval times burst */
+    guard_log *log;      /* NULL: none */
+    guard_severity_fn *severity;
+    int64_t interval; /* nanoseconds for each call; 0: any number */
+    int64_t depth;    /* interval times burst */
     _Atomic int64_t due;
     atomic_uint_fast64_t under_way;
     atomic_uint_fast64_t returned;
@@ -105,6 +107,8 @@ static void service_fill(guard_service *service, const char *name, const guard_s
     guard_text_copy(service->name, sizeof service->name, name);
     service->calls = options->calls;
     service->deadline_ms = options->deadline_ms != 0 ? options->deadline_ms : DEADLINE_DEFAULT;
+    service->log = options->log;
+    service->severity = options->severity;
     if (options->per_second != 0) {
         service->interval = SECOND / options->per_second;
         service->depth = service->interval * (options->burst != 0 ? options->burst : options->per_second);
@@ -186,6 +190,7 @@ typedef struct call {
     guard_service *service;
     guard_fn *fn;
     void *arg;
+    guard_context_mark context; /* where there is a log */
 } call;
 
 static void call_run(void *arg)
@@ -198,12 +203,30 @@ static void call_run(void *arg)
     this->fn(this->arg);
 }
 
+static void call_begin(call *this)
+{
+    if (this->service->log != NULL) {
+        guard_log_attend(this->service->log);
+        this->context = guard_context_begin();
+    }
+}
+
+static void call_log(const call *this, const guard_error *error)
+{
+    const guard_service *service = this->service;
+    if (service->log != NULL) {
+        guard_severity severity = service->severity != NULL ? service->severity(error) : GUARD_LOG_BY_ERROR;
+        guard_log_put_error(service->log, service->name, severity, error);
+    }
+}
+
 /* Whatever ends the call: also a foreign unwind (pthread_cancel, a C++ exception), which counts as a failure. */
 static void call_end(call *const *ended)
 {
     if (*ended != NULL) {
         atomic_fetch_add(&(*ended)->service->failed, 1);
         atomic_fetch_sub(&(*ended)->service->under_way, 1);
+        guard_context_end((*ended)->context);
     }
 }
 
@@ -223,13 +246,19 @@ int guard_service_call(guard_service *service, guard_fn *fn, void *arg, guard_er
     if (code != 0) {
         return code;
     }
-    call this = {service, fn, arg};
+    guard_error own;
+    call this = {.service = service, .fn = fn, .arg = arg};
+    call_begin(&this);
     call *ending __attribute__((cleanup(call_end))) = &this;
+    error = error == NULL && service->log != NULL ? &own : error;
     code = guard_run(call_run, &this, error);
     if (code == 0) {
         ending = NULL;
         atomic_fetch_add(&service->returned, 1);
         atomic_fetch_sub(&service->under_way, 1);
+        guard_context_end(this.context);
+    } else {
+        call_log(&this, error);
     }
     return code;
 }

@@ -39,6 +39,7 @@ void guard_stack_open(guard_stack *stack)
     stack->leaving = NULL;
     stack->held = HELD_NONE;
     stack->is_swapped = false;
+    stack->context = NULL;
     memset(&stack->orphans, 0, sizeof stack->orphans);
     stack->orphans.stack = &stack->hot;
     guard_pool_open(&stack->pool, &stack->hot.free, stack->records, POOL_FIRST);
@@ -102,6 +103,7 @@ void guard_stack_close(guard_stack *stack)
     }
     stack_unlist(stack);
     guard_pool_close(&stack->pool);
+    guard_deallocate(stack->context);
 }
 
 /* ---------------------------------------------------------------------------------------------- threads -- */

@@ -290,7 +290,7 @@ static void open_with(void *options)
 START_TEST(options_that_can_not_be_right_are_misuse)
 {
     guard_service_options wrong[] = {
-        {.per_second = 1000001}, {.burst = 1}, {.deadline_ms = -2}, {.reserved = {0, 0, 0, 1}}};
+        {.per_second = 1000001}, {.burst = 1}, {.deadline_ms = -2}, {.reserved = {0, 1}}};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         ck_assert_msg(guard_run(open_with, &wrong[i], &error) == GUARD_MISUSE_ARGUMENT && error.domain == GUARD_MISUSE,
                       "options %zu were taken", i);
