@@ -133,7 +133,7 @@ static void expect_chaos(const ledger_process *ledger, const char *kind)
     ledger_answer answer = ledger_transfer(ledger, 1, 2, 500, kind, kind);
     ck_assert_msg(answer.status == 500 || answer.status == 503, "%s: %d %s", kind, answer.status, answer.text);
     ledger_text(answer.text, "id", id, sizeof id);
-    ck_assert_msg(ledger_log_has(id), "%s: the log does not have %s", kind, id);
+    ck_assert_msg(ledger_log_gets(id), "%s: the log does not have %s", kind, id);
     ck_assert_msg(ledger_balance(ledger, 1) == 100000, "%s changed the account", kind);
     ck_assert_msg(ledger_metric(ledger, "ledger_panics_total") == panics + 1, "%s is not counted", kind);
     answer = ledger_transfer(ledger, 2, 1, 1, NULL, NULL);
@@ -185,7 +185,7 @@ START_TEST(a_storm_is_counted_and_not_written)
 {
     ledger_process ledger = ledger_start(NULL);
     int64_t asked = 0;
-    while (!ledger_log_has("lines were left out")) {
+    while (!ledger_log_has(" more of chaos.c:")) {
         for (int i = 0; i < 300; i++) {
             ck_assert_int_eq(ledger_transfer(&ledger, 1, 2, 500, NULL, "panic").status, 500);
         }
@@ -345,7 +345,7 @@ START_TEST(sigterm_cancels_a_request_at_the_deadline_and_rolls_it_back)
     ck_assert_int_eq(ledger_stop(&copy, SIGTERM), 0);
     pthread_join(c.thread, NULL);
     ck_assert_msg(c.made == 503, "the request was answered with %d", c.made);
-    ck_assert_msg(ledger_log_has("\"domain\":\"cancelled\""), "the log does not have it");
+    ck_assert_msg(ledger_log_gets("\"domain\":\"cancelled\""), "the log does not have it");
     ledger = ledger_start(NULL);
     ck_assert_int_eq(ledger_expect_sound(&ledger), 0);
 }
@@ -402,7 +402,7 @@ START_TEST(sigterm_lets_requests_end)
     ck_assert_int_eq(ledger_stop(&copy, SIGTERM), 0);
     pthread_join(c.thread, NULL);
     ck_assert_int_eq(c.made, 503);
-    ck_assert_msg(ledger_log_has("\"domain\":\"timeout\""), "the log does not have it");
+    ck_assert_msg(ledger_log_gets("\"domain\":\"timeout\""), "the log does not have it");
 }
 END_TEST
 

@@ -8,6 +8,7 @@
 #include <ftw.h>
 #include <inttypes.h>
 #include <jansson.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -434,4 +435,12 @@ int ledger_log_has(const char *text)
     }
     fclose(file);
     return found;
+}
+
+int ledger_log_gets(const char *text)
+{
+    for (int i = 0; i < 3000 && !ledger_log_has(text); i++) {
+        poll(NULL, 0, 10);
+    }
+    return ledger_log_has(text);
 }

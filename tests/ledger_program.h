@@ -79,4 +79,7 @@ size_t ledger_entries(const char *folder);
 /* 1 where the log has this text. */
 int ledger_log_has(const char *text);
 
+/* The same, but waits for it: a thread of the service's writes the log. 0 after half a minute. */
+int ledger_log_gets(const char *text);
+
 #endif

@@ -213,7 +213,7 @@ START_TEST(a_long_time_of_transfers_and_chaos_loses_nothing)
                   "%ld KiB have become %ld KiB", at[0].resident_kib, at[3].resident_kib);
     struct stat log;
     ck_assert_int_eq(stat("log", &log), 0);
-    ck_assert_msg((uint64_t)log.st_size <= (failed + late) * 2048, "the log has %lld bytes for %" PRIu64 " panics",
+    ck_assert_msg((uint64_t)log.st_size <= (failed + late) * 4096, "the log has %lld bytes for %" PRIu64 " panics",
                   (long long)log.st_size, failed + late);
     ck_assert_int_eq(ledger_stop(&ledger, SIGTERM), 0);
 }

@@ -1,29 +1,26 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * log.h: one JSON object a line, bounded in size and number.
- *
- * Any thread may call these. Logging fails nothing: a line that cannot be written is counted.
+ * log.h: the ledger's log, which is a guard_log, and its newest lines for the page.
  */
 #ifndef LEDGER_LOG_H
 #define LEDGER_LOG_H
 
-#include <guard/guard.h>
+#include <guard/guard_log.h>
 #include <jansson.h>
 #include <stdint.h>
 
-enum { LOG_LINES_PER_SECOND = 100, LOG_LINE = 2048, LOG_NEWEST = 12 };
+enum { LOG_NEWEST = 12, LOG_REPORT_MS = 1000 };
 
-/* Appends to the file from now on, which is the scope's; NULL is standard error. Before threads log. */
-void log_open(guard_scope *scope, const char *path);
-
-/* `id` names the line to the client; `what` is what was done. Never panics. */
-void log_error(const char *severity, const char *id, const char *what, const guard_error *error);
+/* Appends to the file from now on, for the scope; NULL is standard error. Before threads log. Returns what log_get does from then on. */
+guard_log *log_open(guard_scope *scope, const char *path);
+guard_log *log_get(void);
 
 typedef struct log_figures {
     uint64_t written;
-    uint64_t dropped; /* too many in a second, or the file would not take them */
+    uint64_t dropped; /* in a storm only counted, or the file would not take them */
 } log_figures;
 
+/* After what was logged before has been written, or could not be. */
 log_figures log_read_figures(void);
 
 /* The newest lines, the newest first, as texts. The scope's. */

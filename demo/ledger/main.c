@@ -14,6 +14,7 @@
 
 #include <guard/guard.h>
 #include <guard/guard_cancel.h>
+#include <guard/guard_trace.h>
 
 #include "http.h"
 #include "log.h"
@@ -52,13 +53,28 @@ static void hold_signals(sigset_t *before)
     pthread_sigmask(SIG_BLOCK, &held, before);
 }
 
+/* logrotate's signal. */
+static void reopen_log(int signo)
+{
+    (void)signo;
+    guard_log_reopen(log_get());
+}
+
+static void ignore_hangup(void *arg)
+{
+    (void)arg;
+    signal(SIGHUP, SIG_IGN);
+}
+
 static void serve(const ledger_options *options)
 {
     GUARD_AUTO(s);
     sigset_t waiting;
     hold_signals(&waiting);
-    log_open(s, options->log);
-    service_open(s, options);
+    guard_log *log = log_open(s, options->log);
+    signal(SIGHUP, reopen_log);
+    guard_defer(s, ignore_hangup, NULL); /* before the log is gone */
+    service_open(s, options, log);
     ledger l = {options, driver_of(options)->open(s, options)};
     receipt_mend_all(options->receipts, l.store);
     guard_cancel_on_signal(SIGTERM, (int)options->drain_ms);
@@ -107,6 +123,7 @@ int main(int argc, char **argv)
 {
     open_standard_descriptors();
     signal(SIGPIPE, SIG_IGN);
+    guard_trace_capture(1); /* the log's lines have stacks */
     ledger_program program = {argc, argv};
     guard_error error;
     if (guard_run(run, &program, &error) == 0) {

@@ -8,7 +8,9 @@
 #include <pthread.h>
 #include <string.h>
 #include <sys/random.h>
+#include <time.h>
 
+#include <guard/guard_context.h>
 #include <guard/guard_service.h>
 
 #include "http.h"
@@ -17,6 +19,7 @@
 #include "refusal.h"
 
 static guard_service *service;
+static uint64_t first_id;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of all that follows */
 static uint64_t panics;
@@ -25,9 +28,19 @@ static uint64_t outcomes[GUARD_RELEASED + 1];
 
 /* ------------------------------------------------------------------------------------------------ border -- */
 
-void service_open(guard_scope *scope, const ledger_options *options)
+/* A refusal is the request's fault, not the service's. */
+static guard_severity severity_of(const guard_error *error)
 {
-    const guard_service_options limits = {.calls = HTTP_CONNECTIONS, .deadline_ms = (int32_t)options->request_ms};
+    return error->domain == LEDGER_REFUSAL ? GUARD_LOG_NOTHING : GUARD_LOG_BY_ERROR;
+}
+
+void service_open(guard_scope *scope, const ledger_options *options, guard_log *log)
+{
+    const guard_service_options limits = {
+        .calls = HTTP_CONNECTIONS, .deadline_ms = (int32_t)options->request_ms, .log = log, .severity = severity_of};
+    if (getrandom(&first_id, sizeof first_id, GRND_NONBLOCK) != sizeof first_id) {
+        first_id = (uint64_t)time(NULL);
+    }
     service = guard_service_open(scope, "ledger", &limits);
 }
 
@@ -50,29 +63,47 @@ static int status_of(const guard_error *error)
     }
 }
 
+/* Each another one, in no order that is seen (splitmix64). */
 static void make_id(char *id, size_t size)
 {
     static _Atomic uint64_t count;
-    uint64_t number;
-    if (getrandom(&number, sizeof number, GRND_NONBLOCK) != sizeof number) {
-        number = ++count;
-    }
-    snprintf(id, size, "%016" PRIx64, number);
+    uint64_t number = first_id + ++count * 0x9e3779b97f4a7c15U;
+    number = (number ^ (number >> 30)) * 0xbf58476d1ce4e5b9U;
+    number = (number ^ (number >> 27)) * 0x94d049bb133111ebU;
+    snprintf(id, size, "%016" PRIx64, number ^ (number >> 31));
+}
+
+typedef struct call {
+    guard_fn *fn;
+    void *arg;
+    const char *what;
+    const char *id;
+} call;
+
+/* The line of its panic has what is set here. */
+static void run_call(void *arg)
+{
+    const call *this = arg;
+    GUARD_AUTO(s);
+    guard_context_set(s, "id", this->id);
+    guard_context_set(s, "what", this->what);
+    this->fn(this->arg);
 }
 
 int service_call(guard_fn *fn, void *arg, const char *what, service_failure *failure)
 {
-    if (guard_service_call(service, fn, arg, &failure->error) == 0) {
+    call this = {fn, arg, what, failure->id};
+    make_id(failure->id, sizeof failure->id);
+    if (guard_service_call(service, run_call, &this, &failure->error) == 0) {
         return 0;
     }
-    failure->id[0] = '\0';
     failure->status = status_of(&failure->error);
-    if (failure->error.domain != LEDGER_REFUSAL) {
-        make_id(failure->id, sizeof failure->id);
+    if (failure->error.domain == LEDGER_REFUSAL) {
+        failure->id[0] = '\0';
+    } else {
         pthread_mutex_lock(&lock);
         panics++;
         pthread_mutex_unlock(&lock);
-        log_error("error", failure->id, what, &failure->error);
     }
     return failure->status;
 }

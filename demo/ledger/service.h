@@ -6,6 +6,7 @@
 #define LEDGER_SERVICE_H
 
 #include <guard/guard.h>
+#include <guard/guard_log.h>
 #include <guard/tx.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -20,7 +21,7 @@ typedef struct service_failure {
 } service_failure;
 
 /* For the scope, which outlives all calls. */
-void service_open(guard_scope *scope, const ledger_options *options);
+void service_open(guard_scope *scope, const ledger_options *options, guard_log *log);
 
 /*
  * Runs fn(arg) with the deadline of a request: 0, or not with *failure filled. A panic is logged and counted, and the thread

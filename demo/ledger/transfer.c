@@ -3,6 +3,8 @@
 
 #include <inttypes.h>
 
+#include <guard/guard_context.h>
+
 #include "log.h"
 #include "receipt.h"
 #include "refusal.h"
@@ -94,8 +96,8 @@ int transfer_make(store *in, const char *receipts, transfer *t, chaos_kind chaos
         guard_panic_error(&result.error);
     }
     if (result.has_hook_error) {
-        log_error("warning", "", "a receipt: the transfer is made, the receipt when the service starts",
-                  &result.hook_error);
+        guard_context_set(s, "note", "the transfer is made; its receipt will be when the service starts");
+        guard_log_error(log_get(), GUARD_LOG_WARNING, &result.hook_error);
     }
     *t = a.made;
     if (a.replayed) {
