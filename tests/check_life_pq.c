@@ -1,21 +1,26 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * check_life_pq.c: cancellation, pthread_cancel and fork while PostgreSQL works (behaviour 50, and the cancellation of the core on this
- * adapter).
+ * check_life_pq.c: cancellation, pthread_cancel, fork and faults while PostgreSQL works (behaviour 50, and the cancellation of the core on
+ * this adapter).
  */
 #include <errno.h>
 #include <pthread.h>
 #include <semaphore.h>
+#include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <guard/guard.h>
 #include <guard/guard_cancel.h>
+#include <guard/guard_fault.h>
 #include <guard/guard_pq.h>
 #include <guard/guard_process.h>
 
+#include "child.h"
+#include "faults.h"
 #include "server.h"
 #include "suite.h"
 
@@ -228,6 +233,75 @@ START_TEST(the_parents_transaction_lives_on_whatever_its_child_does)
 }
 END_TEST
 
+/* ------------------------------------------------------------------------------------------------ faults -- */
+
+static void fault_between(guard_tx *tx, void *arg)
+{
+    guard_pq_exec(NULL, guard_pq_of(tx), "INSERT INTO t VALUES (1)");
+    fault_read_null(arg);
+    guard_pq_exec(NULL, guard_pq_of(tx), "INSERT INTO t VALUES (2)");
+}
+
+START_TEST(a_fault_between_two_statements_rolls_back_and_the_connection_goes_on)
+{
+    guard_result result;
+    GUARD_AUTO(s);
+    server_reset();
+    ck_assert_int_eq(guard_faults_to_panics(), 0);
+    guard_pq *pq = guard_pq_open(s, "", NULL);
+    ck_assert_int_eq(guard_pq_transact(pq, fault_between, NULL, NULL, &result), GUARD_ROLLED_BACK);
+    ck_assert_int_eq(result.error.domain, GUARD_FAULT);
+    ck_assert_int_eq(result.error.code, SIGSEGV);
+    guard_pq_exec(NULL, pq, "INSERT INTO t VALUES (3)");
+    ck_assert_int_eq((int)server_number("SELECT count(*) FROM t"), 1);
+}
+END_TEST
+
+static void receive_notice(void *arg, const PGresult *result)
+{
+    (void)result;
+    fault_read_null(arg);
+}
+
+static void raise_notice(void *arg)
+{
+    PQclear(PQexec(arg, "DO $$ BEGIN RAISE NOTICE 'look'; END $$"));
+}
+
+static void raise_guarded_notice(void *arg)
+{
+    guard_pq_exec(NULL, arg, "DO $$ BEGIN RAISE NOTICE 'look'; END $$");
+}
+
+static void fault_in_libpq(void *arg)
+{
+    GUARD_AUTO(s);
+    PGconn *raw = server_connect("");
+    PQsetNoticeReceiver(raw, receive_notice, NULL);
+    if (guard_faults_to_panics() != 0) {
+        return;
+    }
+    if (arg == NULL) {
+        guard_run(raise_notice, raw, NULL);
+    } else {
+        guard_run(raise_guarded_notice, guard_pq_adopt(s, raw, NULL), NULL);
+    }
+}
+
+START_TEST(a_fault_during_a_call_of_libpq_is_fatal)
+{
+    static char guarded[] = "guarded";
+    for (int i = 0; i < 2; i++) {
+        child_result result;
+        child_run(fault_in_libpq, i == 0 ? NULL : guarded, &result);
+        ck_assert_msg(WIFSIGNALED(result.status) && WTERMSIG(result.status) == SIGSEGV, "status %x, \"%s\"",
+                      (unsigned)result.status, result.text);
+        ck_assert_msg(strstr(result.text, "no panic: between the fault and the border is a frame of libpq.so") != NULL,
+                      "%s", result.text);
+    }
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -236,6 +310,8 @@ int main(void)
         pthread_cancel_waits_until_libpq_has_returned_and_the_transaction_is_rolled_back,
         a_deadline_ends_the_wait_for_a_pools_connection,
         the_parents_transaction_lives_on_whatever_its_child_does,
+        a_fault_between_two_statements_rolls_back_and_the_connection_goes_on,
+        a_fault_during_a_call_of_libpq_is_fatal,
     };
     return suite_run("life_pq", tests, sizeof tests / sizeof *tests);
 }

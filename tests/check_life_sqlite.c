@@ -1,21 +1,26 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * check_life_sqlite.c: cancellation, pthread_cancel and fork while SQLite works (behaviour 50, and the cancellation of the core on this
- * adapter).
+ * check_life_sqlite.c: cancellation, pthread_cancel, fork and faults while SQLite works (behaviour 50, and the cancellation of the core on
+ * this adapter).
  */
 #include <errno.h>
 #include <pthread.h>
 #include <semaphore.h>
+#include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <guard/guard.h>
 #include <guard/guard_cancel.h>
+#include <guard/guard_fault.h>
 #include <guard/guard_process.h>
 #include <guard/guard_sqlite.h>
 
+#include "child.h"
 #include "database.h"
+#include "faults.h"
 #include "suite.h"
 
 #define ENDLESS "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
@@ -359,6 +364,96 @@ START_TEST(the_parents_transaction_lives_on_whatever_its_child_does)
 }
 END_TEST
 
+/* ------------------------------------------------------------------------------------------------ faults -- */
+
+static void fault_between(guard_tx *tx, void *arg)
+{
+    guard_sqlite_exec(guard_sqlite_of(tx), "INSERT INTO t VALUES (1)");
+    fault_read_null(arg);
+    guard_sqlite_exec(guard_sqlite_of(tx), "INSERT INTO t VALUES (2)");
+}
+
+START_TEST(a_fault_between_two_statements_rolls_back_and_the_connection_goes_on)
+{
+    guard_result result;
+    make_table();
+    ck_assert_int_eq(guard_faults_to_panics(), 0);
+    for (is_adopted = 0; is_adopted < 2; is_adopted++) {
+        GUARD_AUTO(s);
+        guard_sqlite *db = open_it(s);
+        ck_assert_int_eq(guard_sqlite_transact(db, fault_between, NULL, NULL, &result), GUARD_ROLLED_BACK);
+        ck_assert_int_eq(result.error.domain, GUARD_FAULT);
+        ck_assert_int_eq(result.error.code, SIGSEGV);
+        ck_assert_int_eq(database_number(path, "SELECT count(*) FROM t"), 0);
+        guard_sqlite_exec(db, "INSERT INTO t VALUES (3); DELETE FROM t");
+    }
+}
+END_TEST
+
+static void faulty_function(sqlite3_context *context, int count, sqlite3_value **values, void *arg)
+{
+    (void)context;
+    (void)count;
+    (void)values;
+    fault_read_null(arg);
+}
+
+static void faulty_raw_function(sqlite3_context *context, int count, sqlite3_value **values)
+{
+    (void)count;
+    (void)values;
+    fault_read_null(NULL);
+    sqlite3_result_int(context, 1);
+}
+
+static void call_function(void *db)
+{
+    guard_sqlite_exec(db, "SELECT faulty()");
+}
+
+static void call_raw_function(void *raw)
+{
+    sqlite3_exec(raw, "SELECT faulty()", NULL, NULL, NULL);
+}
+
+static void fault_in_function(void *arg)
+{
+    GUARD_AUTO(s);
+    guard_sqlite *db = open_it(s);
+    guard_sqlite_function(db, "faulty", 0, 0, faulty_function, NULL);
+    if (guard_faults_to_panics() == 0) {
+        guard_run(call_function, db, arg);
+    }
+}
+
+static void fault_in_raw_function(void *arg)
+{
+    sqlite3 *raw = database_raw(path);
+    sqlite3_create_function(raw, "faulty", 0, SQLITE_UTF8, NULL, faulty_raw_function, NULL, NULL);
+    if (guard_faults_to_panics() == 0) {
+        guard_run(call_raw_function, raw, arg);
+    }
+}
+
+static void expect_fatal(guard_fn *fn, const char *why)
+{
+    child_result result;
+    child_run(fn, NULL, &result);
+    ck_assert_msg(WIFSIGNALED(result.status) && WTERMSIG(result.status) == SIGSEGV, "status %x, \"%s\"",
+                  (unsigned)result.status, result.text);
+    ck_assert_msg(strstr(result.text, why) != NULL, "no \"%s\" in \"%s\"", why, result.text);
+}
+
+START_TEST(a_fault_in_a_user_function_of_sqlite_is_fatal)
+{
+    make_table();
+    for (is_adopted = 0; is_adopted < 2; is_adopted++) {
+        expect_fatal(fault_in_function, "no panic: a call of another library is in progress");
+    }
+    expect_fatal(fault_in_raw_function, "no panic: between the fault and the border is a frame of libsqlite3.so");
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -369,6 +464,8 @@ int main(void)
         commit_and_its_hooks_are_masked,
         pthread_cancel_waits_until_sqlite_has_returned_and_leaves_no_lock,
         the_parents_transaction_lives_on_whatever_its_child_does,
+        a_fault_between_two_statements_rolls_back_and_the_connection_goes_on,
+        a_fault_in_a_user_function_of_sqlite_is_fatal,
     };
     return suite_run("life_sqlite", tests, sizeof tests / sizeof *tests);
 }

@@ -65,7 +65,7 @@ static void open_client(client *c)
 
 static void ask(client *c)
 {
-    static const char *const kinds[] = {"panic", "debit", "kill", "sleep"};
+    static const char *const kinds[] = {"panic", "debit", "kill", "sleep", "null"};
     char body[128];
     char line[128];
     int from = rand_r(&c->seed) % 8;
@@ -76,7 +76,7 @@ static void ask(client *c)
     struct curl_slist *headers = curl_slist_append(NULL, "Content-Type: application/json");
     headers = curl_slist_append(headers, line);
     if (chaos) {
-        snprintf(line, sizeof line, "X-Chaos: %s", kinds[c->chaos_each > 1 ? rand_r(&c->seed) % 4 : 0]);
+        snprintf(line, sizeof line, "X-Chaos: %s", kinds[c->chaos_each > 1 ? rand_r(&c->seed) % 5 : 0]);
         headers = curl_slist_append(headers, line);
     }
     curl_easy_setopt(c->curl, CURLOPT_HTTPHEADER, headers);

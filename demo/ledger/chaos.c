@@ -8,18 +8,28 @@
 
 #include "refusal.h"
 
-const char *const chaos_names[] = {"panic", "debit", "sleep", "kill", NULL};
+/* The last one is left out where faults cannot be panics. */
+const char *chaos_names[] = {"panic", "debit", "sleep", "kill", "null", NULL};
+
+static const chaos_kind kinds[] = {CHAOS_PANIC, CHAOS_DEBIT, CHAOS_SLEEP, CHAOS_KILL, CHAOS_NULL};
+enum { LAST = sizeof kinds / sizeof *kinds - 1 };
+
+static int *volatile nowhere; /* volatile: a compiler that knew it could do anything with what comes after */
+
+void chaos_open(int faults_are_panics)
+{
+    chaos_names[LAST] = faults_are_panics ? "null" : NULL;
+}
 
 chaos_kind chaos_read(const char *name)
 {
-    static const chaos_kind kinds[] = {CHAOS_PANIC, CHAOS_DEBIT, CHAOS_SLEEP, CHAOS_KILL};
     for (size_t i = 0; chaos_names[i] != NULL; i++) {
         if (strcmp(name, chaos_names[i]) == 0) {
             return kinds[i];
         }
     }
     if (strcmp(name, "null") == 0) {
-        refuse(501, "X-Chaos: null needs faults as panics, which this build does not have");
+        refuse(501, "X-Chaos: null needs faults as panics, which this machine does not have");
     }
     refuse(400, "X-Chaos is panic, null, debit, sleep or kill");
 }
@@ -38,6 +48,9 @@ void chaos_after_debit(chaos_kind kind)
         guard_panic(2, "chaos: failed after the debit");
     case CHAOS_SLEEP:
         guard_sleep(-1);
+        break;
+    case CHAOS_NULL:
+        *(volatile int *)nowhere = 1;
         break;
     default:
         break;

@@ -10,13 +10,17 @@ typedef enum chaos_kind {
     CHAOS_PANIC, /* panics before anything was begun */
     CHAOS_DEBIT, /* panics between debit and credit */
     CHAOS_SLEEP, /* sleeps between debit and credit, until the request's deadline or the end of the service */
-    CHAOS_KILL   /* loses the connection to the database between debit and credit */
+    CHAOS_KILL,  /* loses the connection to the database between debit and credit */
+    CHAOS_NULL   /* writes to where NULL points, between debit and credit */
 } chaos_kind;
 
-/* The names of those that this build can do; ends with NULL. */
-extern const char *const chaos_names[];
+/* The names of those that can be done here; ends with NULL. */
+extern const char *chaos_names[];
 
-/* The kind of this name; refuses (400) another, and (501) one that this build cannot do. */
+/* Once, before requests come: whether guard_faults_to_panics has done it. */
+void chaos_open(int faults_are_panics);
+
+/* The kind of this name; refuses (400) another, and (501) one that cannot be done here. */
 chaos_kind chaos_read(const char *name);
 
 /* Does it, where it is one of these; the rest is the transaction's. */

@@ -14,8 +14,10 @@
 
 #include <guard/guard.h>
 #include <guard/guard_cancel.h>
+#include <guard/guard_fault.h>
 #include <guard/guard_trace.h>
 
+#include "chaos.h"
 #include "http.h"
 #include "log.h"
 #include "options.h"
@@ -70,6 +72,9 @@ static void serve(const ledger_options *options)
 {
     GUARD_AUTO(s);
     sigset_t waiting;
+    /* A bug in one request ends that request; one that must end the service says what died, and leaves no temporary file. */
+    guard_fatal_signals();
+    chaos_open(guard_faults_to_panics() == 0);
     hold_signals(&waiting);
     guard_log *log = log_open(s, options->log);
     signal(SIGHUP, reopen_log);
