@@ -20,21 +20,9 @@
 #include <guard/guard_file.h>
 #include <guard/guard_process.h>
 
-#include "child.h"
 #include "faults.h"
 #include "suite.h"
 #include "trace.h"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
-#ifndef SANITIZED
-#define SANITIZED 0
-#endif
 
 static void expect_signal(const child_result *result, int signo)
 {
@@ -68,7 +56,7 @@ START_TEST(the_report_names_the_fault_the_thread_and_what_it_holds_in_one_write)
 {
     child_result result;
     char held[256];
-    child_run(die_holding, NULL, &result);
+    fault_run_child(die_holding, NULL, &result);
     expect_signal(&result, SIGSEGV);
     expect_text(&result, "guard: fatal: SIGSEGV, address 0x9c40 (nothing is mapped there), pc 0x");
     expect_text(&result, " (check_fatal+0x");
@@ -81,7 +69,7 @@ START_TEST(the_report_names_the_fault_the_thread_and_what_it_holds_in_one_write)
              HOLDING + 10, trace_kind.name, HOLDING + 7, HOLDING + 6);
     expect_text(&result, held);
     ck_assert_msg(strstr(result.text, "no panic") == NULL, "%s", result.text);
-    if (!SANITIZED) {
+    if (!FAULT_SANITIZED) {
         ck_assert_uint_eq(result.writes, 1);
     }
 }
@@ -100,7 +88,7 @@ static void die_holding_much(void *arg)
 START_TEST(the_report_counts_what_it_does_not_name)
 {
     child_result result;
-    child_run(die_holding_much, NULL, &result);
+    fault_run_child(die_holding_much, NULL, &result);
     expect_signal(&result, SIGSEGV);
     expect_text(&result, "\tand 984 more\n");
 }
@@ -119,7 +107,7 @@ static void die_with_broken_list(void *arg)
 START_TEST(what_cannot_be_read_does_not_change_how_it_dies)
 {
     child_result result;
-    child_run(die_with_broken_list, NULL, &result);
+    fault_run_child(die_with_broken_list, NULL, &result);
     expect_signal(&result, SIGSEGV);
     expect_text(&result, "guard: fatal: SIGSEGV, address 0x0 ");
     expect_text(&result, "\twhat it holds could not be read\n");
@@ -138,7 +126,7 @@ static void die_by_abort(void *arg)
 START_TEST(abort_is_reported)
 {
     child_result result;
-    child_run(die_by_abort, NULL, &result);
+    fault_run_child(die_by_abort, NULL, &result);
     expect_signal(&result, SIGABRT);
     expect_text(&result, "guard: fatal: SIGABRT, pc 0x");
     expect_text(&result, "\theld: function at check_fatal.c:");
@@ -155,7 +143,7 @@ static void die_by_panic(void *arg)
 START_TEST(an_uncaught_panic_has_its_own_report_only)
 {
     child_result result;
-    child_run(die_by_panic, NULL, &result);
+    fault_run_child(die_by_panic, NULL, &result);
     expect_signal(&result, SIGABRT);
     expect_text(&result, "panic: nobody recovers");
     ck_assert_msg(strstr(result.text, "fatal:") == NULL, "%s", result.text);
@@ -173,7 +161,7 @@ static void die_of_illegal(void *arg)
 START_TEST(a_signal_that_was_sent_ends_the_process_as_well)
 {
     child_result result;
-    child_run(die_of_illegal, NULL, &result);
+    fault_run_child(die_of_illegal, NULL, &result);
     expect_signal(&result, SIGILL);
     expect_text(&result, "guard: fatal: SIGILL, pc 0x");
 }
@@ -207,7 +195,7 @@ static void die_in_threads(void *arg)
 START_TEST(of_threads_that_die_together_one_reports)
 {
     child_result result;
-    child_run(die_in_threads, NULL, &result);
+    fault_run_child(die_in_threads, NULL, &result);
     expect_signal(&result, SIGSEGV);
     const char *first = strstr(result.text, "guard: fatal:");
     ck_assert_ptr_nonnull(first);
@@ -235,7 +223,7 @@ static void die_at_full_pipe(void *arg)
 START_TEST(a_full_pipe_does_not_keep_it_from_dying)
 {
     child_result result;
-    child_run(die_at_full_pipe, NULL, &result);
+    fault_run_child(die_at_full_pipe, NULL, &result);
     expect_signal(&result, SIGSEGV);
 }
 END_TEST
@@ -249,7 +237,7 @@ static void overflow(void *arg)
 START_TEST(a_stack_overflow_is_reported)
 {
     child_result result;
-    child_run(overflow, NULL, &result);
+    fault_run_child(overflow, NULL, &result);
     expect_signal(&result, SIGSEGV);
     expect_text(&result, "guard: fatal: SIGSEGV, address 0x");
 }
@@ -257,7 +245,7 @@ END_TEST
 
 /* ------------------------------------------------------------------------------------------- how it dies -- */
 
-#if defined(__x86_64__) && !SANITIZED
+#if defined(__x86_64__) && !FAULT_SANITIZED
 
 typedef struct stop {
     int signo;
@@ -381,7 +369,7 @@ static void die_with_former(void *arg)
 START_TEST(a_handler_that_was_there_before_has_the_last_word)
 {
     child_result result;
-    child_run(die_with_former, NULL, &result);
+    fault_run_child(die_with_former, NULL, &result);
     ck_assert_msg(WIFEXITED(result.status) && WEXITSTATUS(result.status) == 7, "status %x", (unsigned)result.status);
     const char *report = strstr(result.text, "guard: fatal: SIGSEGV");
     const char *former = strstr(result.text, "former 11 0x9c40\n");
@@ -400,7 +388,7 @@ static void stay_ignored(void *arg)
 START_TEST(an_ignored_signal_stays_ignored)
 {
     child_result result;
-    child_run(stay_ignored, NULL, &result);
+    fault_run_child(stay_ignored, NULL, &result);
     ck_assert_msg(WIFEXITED(result.status) && WEXITSTATUS(result.status) == 0, "status %x", (unsigned)result.status);
 }
 END_TEST
@@ -433,7 +421,7 @@ static void *use_library(void *arg)
     return arg;
 }
 
-#if !SANITIZED
+#if !FAULT_SANITIZED
 START_TEST(a_thread_has_an_alternate_stack_until_it_ends)
 {
     pthread_t thread;
@@ -527,7 +515,7 @@ START_TEST(temporary_files_are_gone_after_a_fatal_signal_and_a_panic)
     for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
         child_result result;
         make_folder();
-        child_run(die_with_files, (void *)ends[i].fn, &result);
+        fault_run_child(die_with_files, (void *)ends[i].fn, &result);
         expect_signal(&result, ends[i].signo);
         expect_empty_folder();
     }
@@ -547,7 +535,7 @@ START_TEST(temporary_files_are_gone_after_exit)
 {
     child_result result;
     make_folder();
-    child_run(exit_with_files, NULL, &result);
+    fault_run_child(exit_with_files, NULL, &result);
     ck_assert_msg(WIFEXITED(result.status) && WEXITSTATUS(result.status) == 5, "status %x", (unsigned)result.status);
     expect_empty_folder();
 }
@@ -585,12 +573,12 @@ START_TEST(temporary_files_are_gone_after_sigterm)
 {
     child_result result;
     make_folder();
-    child_run(terminate_with_files, NULL, &result);
+    fault_run_child(terminate_with_files, NULL, &result);
     expect_signal(&result, SIGTERM);
     ck_assert_str_eq(result.text, ""); /* an end that was asked for is no crash */
     expect_empty_folder();
     make_folder();
-    child_run(cancel_with_files, NULL, &result);
+    fault_run_child(cancel_with_files, NULL, &result);
     ck_assert_msg(WIFEXITED(result.status) && WEXITSTATUS(result.status) == 0, "status %x", (unsigned)result.status);
     expect_empty_folder();
 }
@@ -604,7 +592,7 @@ START_TEST(a_forked_child_does_not_remove_its_parents_files)
     GUARD_SCOPE (s) {
         const char *path;
         guard_file_temporary_named(s, folder, &path, NULL);
-        child_run(fault_read_null, NULL, &result);
+        fault_run_child(fault_read_null, NULL, &result);
         expect_signal(&result, SIGSEGV);
         ck_assert_msg(access(path, F_OK) == 0, "the parent's file is gone");
     }
@@ -622,10 +610,11 @@ static void die_after_dismissal(void *arg)
     rename(path, arg);
     guard_dismiss(ticket);
     guard_file_temporary_named(s, folder, &path, &ticket);
+    char *name = strdup(path);
     guard_dismiss(ticket);
-    unlink(path);
-    fclose(fopen(path, "w")); /* the name is the program's now */
-    rename(path, arg);
+    rename(name, arg);
+    fclose(fopen(name, "w")); /* the name is the program's now */
+    rename(name, arg);
     fault_read_null(NULL);
 }
 
@@ -635,7 +624,7 @@ START_TEST(a_file_that_was_dismissed_is_kept)
     char kept[128];
     make_folder();
     snprintf(kept, sizeof kept, "%s/kept", folder);
-    child_run(die_after_dismissal, kept, &result);
+    fault_run_child(die_after_dismissal, kept, &result);
     expect_signal(&result, SIGSEGV);
     ck_assert_int_eq(unlink(kept), 0);
     expect_empty_folder();
@@ -672,7 +661,7 @@ START_TEST(there_is_room_for_256_names_at_a_time)
 {
     child_result result;
     make_folder();
-    child_run(register_many, NULL, &result);
+    fault_run_child(register_many, NULL, &result);
     expect_signal(&result, SIGSEGV);
     ck_assert_int_eq(access(folder, F_OK), -1);
 }
@@ -690,7 +679,7 @@ int main(void)
         of_threads_that_die_together_one_reports,
         a_full_pipe_does_not_keep_it_from_dying,
         a_stack_overflow_is_reported,
-#if defined(__x86_64__) && !SANITIZED
+#if defined(__x86_64__) && !FAULT_SANITIZED
         the_fault_happens_again_with_its_own_address_and_registers,
         a_fault_that_may_be_no_panic_happens_again_as_it_was,
         a_signal_that_was_sent_is_sent_again_as_it_was,
@@ -698,7 +687,7 @@ int main(void)
         a_handler_that_was_there_before_has_the_last_word,
         an_ignored_signal_stays_ignored,
         a_signal_that_cannot_be_caught_is_misuse,
-#if !SANITIZED
+#if !FAULT_SANITIZED
         a_thread_has_an_alternate_stack_until_it_ends,
 #endif
         a_thread_that_has_an_alternate_stack_keeps_it,

@@ -19,7 +19,6 @@
 #include <guard/guard_process.h>
 #include <guard/guard_trace.h>
 
-#include "child.h"
 #include "faults.h"
 #include "suite.h"
 #include "trace.h"
@@ -290,7 +289,7 @@ static void read_red_zone(void *arg)
 }
 
 /* A leaf: its locals lie below the stack pointer. */
-static __attribute__((noinline)) void fault_over_red_zone(const char *volatile *nothing)
+static __attribute__((noinline, no_sanitize("undefined"))) void fault_over_red_zone(const char *volatile *nothing)
 {
     volatile long locals[8];
     for (int i = 0; i < 8; i++) {
@@ -358,11 +357,7 @@ START_TEST(errno_is_what_it_was_at_the_fault)
 }
 END_TEST
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-enum { MANY = 5000 };
-#else
-enum { MANY = 100000 };
-#endif
+enum { MANY = FAULT_SANITIZED ? 5000 : 100000 };
 
 START_TEST(a_hundred_thousand_faults_leave_mask_and_stack_as_they_were)
 {
@@ -459,7 +454,7 @@ static void fatal_body(void *arg)
 static void expect_fatal(const fatal_case *c, int signo, const char *first, const char *second)
 {
     child_result result;
-    child_run(fatal_body, (void *)(uintptr_t)c, &result);
+    fault_run_child(fatal_body, (void *)(uintptr_t)c, &result);
     ck_assert_msg(WIFSIGNALED(result.status) && WTERMSIG(result.status) == signo, "status %x, \"%s\"",
                   (unsigned)result.status, result.text);
     ck_assert_msg(strstr(result.text, first) != NULL, "no \"%s\" in \"%s\"", first, result.text);
@@ -496,7 +491,8 @@ static void sort_by_fault(void *arg)
 START_TEST(a_fault_in_a_comparison_of_qsort_is_fatal)
 {
     expect_fatal(&(fatal_case){.fn = sort_by_fault}, SIGSEGV, "guard: fatal: SIGSEGV",
-                 "no panic: between the fault and the border is a frame of libc.so.6+0x");
+                 FAULT_SANITIZED ? "no panic: between the fault and the border is a frame of lib"
+                                 : "no panic: between the fault and the border is a frame of libc.so.6+0x");
 }
 END_TEST
 
@@ -516,7 +512,7 @@ START_TEST(a_border_inside_the_comparison_makes_it_a_panic)
     int numbers[] = {2, 1};
     switch_on();
     qsort(numbers, 2, sizeof *numbers, compare_with_border);
-    trace_expect("11");
+    ck_assert_msg(strncmp(trace_text(), "11", 2) == 0, "%s", trace_text());
 }
 END_TEST
 
@@ -661,7 +657,7 @@ static void fault_in_older_thread(void *arg)
 START_TEST(a_fault_of_a_thread_that_used_the_library_before_is_fatal)
 {
     child_result result;
-    child_run(fault_in_older_thread, NULL, &result);
+    fault_run_child(fault_in_older_thread, NULL, &result);
     ck_assert_msg(WIFSIGNALED(result.status) && WTERMSIG(result.status) == SIGSEGV, "status %x, \"%s\"",
                   (unsigned)result.status, result.text);
     ck_assert_msg(strstr(result.text, "this thread used the library before") != NULL, "%s", result.text);
@@ -685,6 +681,7 @@ START_TEST(a_floating_point_trap_is_fatal)
 END_TEST
 #endif
 
+#if !FAULT_SANITIZED
 static void destroy_frames(void *arg)
 {
     /* Everything from here outwards, as an overflow of a buffer does it: the frames lead nowhere. */
@@ -706,6 +703,8 @@ START_TEST(a_fault_on_a_stack_that_was_written_over_is_fatal)
     expect_fatal(&(fatal_case){.fn = destroy_inside}, SIGSEGV, "guard: fatal: SIGSEGV, address 0x0", "no panic: ");
 }
 END_TEST
+
+#endif
 
 START_TEST(an_address_in_no_module_is_misuse)
 {
@@ -761,7 +760,9 @@ int main(void)
         a_stack_overflow_of_a_thread_is_fatal_and_reported,
         a_fault_on_a_fiber_is_fatal,
         a_fault_of_a_thread_that_used_the_library_before_is_fatal,
+#if !FAULT_SANITIZED
         a_fault_on_a_stack_that_was_written_over_is_fatal,
+#endif
         an_address_in_no_module_is_misuse,
     };
     return suite_run("fault", tests, sizeof tests / sizeof *tests);

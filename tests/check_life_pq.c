@@ -19,7 +19,6 @@
 #include <guard/guard_pq.h>
 #include <guard/guard_process.h>
 
-#include "child.h"
 #include "faults.h"
 #include "server.h"
 #include "suite.h"
@@ -293,7 +292,7 @@ START_TEST(a_fault_during_a_call_of_libpq_is_fatal)
     static char guarded[] = "guarded";
     for (int i = 0; i < 2; i++) {
         child_result result;
-        child_run(fault_in_libpq, i == 0 ? NULL : guarded, &result);
+        fault_run_child(fault_in_libpq, i == 0 ? NULL : guarded, &result);
         ck_assert_msg(WIFSIGNALED(result.status) && WTERMSIG(result.status) == SIGSEGV, "status %x, \"%s\"",
                       (unsigned)result.status, result.text);
         ck_assert_msg(strstr(result.text, "no panic: between the fault and the border is a frame of libpq.so") != NULL,

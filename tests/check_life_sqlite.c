@@ -18,7 +18,6 @@
 #include <guard/guard_process.h>
 #include <guard/guard_sqlite.h>
 
-#include "child.h"
 #include "database.h"
 #include "faults.h"
 #include "suite.h"
@@ -438,7 +437,7 @@ static void fault_in_raw_function(void *arg)
 static void expect_fatal(guard_fn *fn, const char *why)
 {
     child_result result;
-    child_run(fn, NULL, &result);
+    fault_run_child(fn, NULL, &result);
     ck_assert_msg(WIFSIGNALED(result.status) && WTERMSIG(result.status) == SIGSEGV, "status %x, \"%s\"",
                   (unsigned)result.status, result.text);
     ck_assert_msg(strstr(result.text, why) != NULL, "no \"%s\" in \"%s\"", why, result.text);

@@ -7,28 +7,31 @@
 
 #include "faults.h"
 
+/* UBSan would find them first. */
+#define UNCHECKED __attribute__((no_sanitize("undefined")))
+
 static char *volatile fault_nothing;
 static volatile int fault_sink;
 
-void fault_read_null(void *arg)
+UNCHECKED void fault_read_null(void *arg)
 {
     (void)arg;
     fault_sink = *(volatile char *)fault_nothing;
 }
 
-void fault_write_null(void *arg)
+UNCHECKED void fault_write_null(void *arg)
 {
     (void)arg;
     *(volatile char *)fault_nothing = 1;
 }
 
-void fault_read_far(void *arg)
+UNCHECKED void fault_read_far(void *arg)
 {
     (void)arg;
     fault_sink = ((volatile char *)fault_nothing)[40000];
 }
 
-void fault_call_null(void *arg)
+UNCHECKED void fault_call_null(void *arg)
 {
     void (*volatile fn)(void *) = NULL;
     fn(arg);
@@ -59,7 +62,7 @@ void fault_read_cut_file(void *arg)
     fault_sink = map[1];
 }
 
-void fault_in_libc(void *arg)
+UNCHECKED void fault_in_libc(void *arg)
 {
     void *(*volatile copy)(void *, const void *, size_t) = memcpy;
     char buffer[64];
@@ -83,7 +86,7 @@ void fault_overflow(void *arg)
 }
 
 #ifdef __x86_64__
-void fault_divide_by_zero(void *arg)
+UNCHECKED void fault_divide_by_zero(void *arg)
 {
     volatile int zero = 0;
     volatile int many = 1000; /* gcc makes comparisons of 1 / zero */
@@ -91,7 +94,7 @@ void fault_divide_by_zero(void *arg)
     fault_sink = many / zero;
 }
 
-void fault_read_noncanonical(void *arg)
+UNCHECKED void fault_read_noncanonical(void *arg)
 {
     const char *volatile at = (const char *)0x8000000000000000U;
     (void)arg;

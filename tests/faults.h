@@ -6,6 +6,22 @@
 #ifndef TESTS_FAULTS_H
 #define TESTS_FAULTS_H
 
+#include "child.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define FAULT_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define FAULT_SANITIZED 1
+#endif
+#endif
+#ifndef FAULT_SANITIZED
+#define FAULT_SANITIZED 0
+#endif
+
+/* As child_run, in a child whose crash signals have no handlers yet: sanitizers bring some, which would have the last word. */
+void fault_run_child(void (*fn)(void *arg), void *arg, child_result *result);
+
 void fault_read_null(void *arg);
 void fault_write_null(void *arg);
 void fault_read_far(void *arg);       /* 40,000 bytes past NULL */
