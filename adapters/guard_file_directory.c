@@ -31,13 +31,15 @@ static void directory_child(void *object)
 static size_t directory_describe(const void *object, char *text, size_t size)
 {
     const file_held *held = object;
-    return guard_impl_file_describe(&held->origin, "directory", held->path, text, size);
+    return guard_impl_file_describe("directory", held->path, text, size);
 }
 
 static const guard_kind directory_kind = {.name = "directory",
                                           .release = directory_release,
                                           .child = directory_child,
                                           .describe = directory_describe,
+                                          .since = guard_impl_file_since,
+                                          .action = "close",
                                           .flags = GUARD_KIND_HEAP,
                                           .dismiss = guard_deallocate};
 

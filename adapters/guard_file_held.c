@@ -104,16 +104,18 @@ const char *guard_impl_file_descriptor_name(file_name *name, int descriptor)
 void guard_impl_file_origin(file_origin *origin, const guard_place *place)
 {
     origin->place = place;
-    clock_gettime(CLOCK_MONOTONIC, &origin->since);
+    origin->since = guard_dump_clock();
 }
 
-size_t guard_impl_file_describe(const file_origin *origin, const char *what, const char *path, char *text, size_t size)
+int64_t guard_impl_file_since(const void *object)
+{
+    return ((const file_origin *)object)->since;
+}
+
+size_t guard_impl_file_describe(const char *what, const char *path, char *text, size_t size)
 {
     file_name name;
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    double age = difftime(now.tv_sec, origin->since.tv_sec) + (double)(now.tv_nsec - origin->since.tv_nsec) / 1e9;
-    int length = snprintf(text, size, "%s %s, for %.3f s", what, guard_impl_file_quote(&name, path), age);
+    int length = snprintf(text, size, "%s %s", what, guard_impl_file_quote(&name, path));
     return length < 0 ? 0 : (size_t)length;
 }
 

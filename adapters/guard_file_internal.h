@@ -10,6 +10,7 @@
 
 #include <guard/guard_cancel.h>
 #include <guard/guard_fault.h>
+#include <guard/guard_dump.h>
 #include <guard/guard_file.h>
 
 /* ------------------------------------------------------------------------------------------------- names -- */
@@ -30,13 +31,15 @@ const char *guard_impl_file_descriptor_name(file_name *name, int descriptor);
 /* Begins every object of this adapter: where and when it was acquired. */
 typedef struct file_origin {
     const guard_place *place;
-    struct timespec since; /* CLOCK_MONOTONIC */
+    int64_t since; /* guard_dump_clock */
 } file_origin;
 
 void guard_impl_file_origin(file_origin *origin, const guard_place *place);
 
-/* As snprintf: `WHAT "path", for 1.250 s`. */
-size_t guard_impl_file_describe(const file_origin *origin, const char *what, const char *path, char *text, size_t size);
+/* As snprintf: `WHAT "path"`. */
+size_t guard_impl_file_describe(const char *what, const char *path, char *text, size_t size);
+/* Of every object of this adapter, as a kind's. */
+int64_t guard_impl_file_since(const void *object);
 
 /* One open thing and its path. Allocated before it is opened, so that nothing can fail between opening and
  * registering. */

@@ -172,6 +172,8 @@ static const guard_kind lock_kind = {.name = "file lock",
                                      .release = lock_release,
                                      .child = lock_child,
                                      .describe = lock_describe,
+                                     .since = guard_impl_file_since,
+                                     .action = "unlock",
                                      .flags = GUARD_KIND_HEAP,
                                      .dismiss = lock_dismiss};
 

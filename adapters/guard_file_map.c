@@ -42,6 +42,8 @@ static size_t map_describe(const void *object, char *text, size_t size)
 static const guard_kind map_kind = {.name = "mapping",
                                     .release = map_release,
                                     .describe = map_describe,
+                                    .since = guard_impl_file_since,
+                                    .action = "unmap",
                                     .flags = GUARD_KIND_HEAP,
                                     .dismiss = guard_deallocate};
 

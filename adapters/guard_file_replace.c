@@ -315,6 +315,8 @@ static const guard_kind replace_kind = {.name = "file replacement",
                                         .release = replace_release,
                                         .child = replace_child,
                                         .describe = replace_describe,
+                                        .since = guard_impl_file_since,
+                                        .action = "give up",
                                         .flags = GUARD_KIND_HEAP | GUARD_KIND_FIXED};
 
 /* ------------------------------------------------------------------------------------------------ public -- */

@@ -41,13 +41,15 @@ static void stream_child(void *object)
 static size_t stream_describe(const void *object, char *text, size_t size)
 {
     const file_held *held = object;
-    return guard_impl_file_describe(&held->origin, "file", held->path, text, size);
+    return guard_impl_file_describe("file", held->path, text, size);
 }
 
 static const guard_kind stream_kind = {.name = "file",
                                        .release = stream_release,
                                        .child = stream_child,
                                        .describe = stream_describe,
+                                       .since = guard_impl_file_since,
+                                       .action = "close",
                                        .flags = GUARD_KIND_HEAP,
                                        .dismiss = held_forget};
 
@@ -162,13 +164,15 @@ static void descriptor_child(void *object)
 static size_t descriptor_describe(const void *object, char *text, size_t size)
 {
     const file_held *held = object;
-    return guard_impl_file_describe(&held->origin, "descriptor", held->path, text, size);
+    return guard_impl_file_describe("descriptor", held->path, text, size);
 }
 
 static const guard_kind descriptor_kind = {.name = "descriptor",
                                            .release = descriptor_release,
                                            .child = descriptor_child,
                                            .describe = descriptor_describe,
+                                           .since = guard_impl_file_since,
+                                           .action = "close",
                                            .flags = GUARD_KIND_HEAP,
                                            .dismiss = held_forget};
 

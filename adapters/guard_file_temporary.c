@@ -58,13 +58,15 @@ static void unnamed_child(void *object)
 static size_t unnamed_describe(const void *object, char *text, size_t size)
 {
     const file_held *held = object;
-    return guard_impl_file_describe(&held->origin, "temporary file in", held->path, text, size);
+    return guard_impl_file_describe("temporary file in", held->path, text, size);
 }
 
 static const guard_kind unnamed_kind = {.name = "temporary file",
                                         .release = unnamed_release,
                                         .child = unnamed_child,
                                         .describe = unnamed_describe,
+                                        .since = guard_impl_file_since,
+                                        .action = "close",
                                         .flags = GUARD_KIND_HEAP,
                                         .dismiss = guard_deallocate};
 
@@ -222,13 +224,15 @@ static void named_dismiss(void *object)
 static size_t named_describe(const void *object, char *text, size_t size)
 {
     const file_temporary *made = object;
-    return guard_impl_file_describe(&made->origin, "temporary file", made->path, text, size);
+    return guard_impl_file_describe("temporary file", made->path, text, size);
 }
 
 static const guard_kind named_kind = {.name = "temporary file",
                                       .release = named_release,
                                       .child = temporary_child,
                                       .describe = named_describe,
+                                      .since = guard_impl_file_since,
+                                      .action = "remove",
                                       .flags = GUARD_KIND_HEAP,
                                       .dismiss = named_dismiss};
 
@@ -336,13 +340,15 @@ static void directory_release(void *object)
 static size_t directory_describe(const void *object, char *text, size_t size)
 {
     const file_temporary *made = object;
-    return guard_impl_file_describe(&made->origin, "temporary directory", made->path, text, size);
+    return guard_impl_file_describe("temporary directory", made->path, text, size);
 }
 
 static const guard_kind directory_kind = {.name = "temporary directory",
                                           .release = directory_release,
                                           .child = temporary_child,
                                           .describe = directory_describe,
+                                          .since = guard_impl_file_since,
+                                          .action = "remove",
                                           .flags = GUARD_KIND_HEAP,
                                           .dismiss = named_dismiss};
 

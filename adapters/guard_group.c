@@ -19,6 +19,7 @@
 #include <guard/guard.h>
 #include <guard/guard_cancel.h>
 #include <guard/guard_context.h>
+#include <guard/guard_dump.h>
 #include <guard/guard_group.h>
 #include <guard/guard_process.h>
 
@@ -42,6 +43,7 @@ struct guard_group {
     uint32_t limit; /* 0: none */
     bool is_cancelled;
     bool has_error;
+    int64_t since;  /* guard_dump_clock */
     unsigned forks; /* of the process whose members they are */
     guard_error error;
 };
@@ -313,8 +315,16 @@ static void group_release(void *object)
 }
 
 /* The members did not come along; their memory, and the lock that one may have held, stay as they are. */
-static const guard_kind group_kind = {
-    .name = "group", .release = group_release, .flags = GUARD_KIND_HEAP | GUARD_KIND_FIXED};
+static int64_t group_since(const void *object)
+{
+    return ((const guard_group *)object)->since;
+}
+
+static const guard_kind group_kind = {.name = "group",
+                                      .release = group_release,
+                                      .flags = GUARD_KIND_HEAP | GUARD_KIND_FIXED,
+                                      .since = group_since,
+                                      .action = "wait for"};
 
 guard_group *guard_group_open(guard_scope *scope, const guard_group_options *options)
 {
@@ -330,6 +340,7 @@ guard_group *guard_group_open(guard_scope *scope, const guard_group_options *opt
     guard_group *group = guard_allocate(sizeof *group);
     memset(group, 0, sizeof *group);
     group->forks = guard_fork_count();
+    group->since = guard_dump_clock();
     group->limit = options->limit > 0 ? (uint32_t)options->limit : 0;
     pthread_mutex_init(&group->lock, NULL);
     pthread_condattr_t clock;

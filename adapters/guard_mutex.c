@@ -130,6 +130,8 @@ static const guard_kind mutex_kind = {.name = "mutex",
                                       .release = mutex_release,
                                       .child = mutex_child,
                                       .describe = guard_impl_lock_describe,
+                                      .since = guard_impl_lock_since,
+                                      .action = "unlock",
                                       .flags = GUARD_KIND_HEAP,
                                       .dismiss = guard_deallocate};
 

@@ -28,18 +28,20 @@ lock_held *guard_impl_lock_new(guard_scope *scope, size_t size, const char *what
     held->place = place;
     held->thread = pthread_self();
     held->lock = lock;
-    clock_gettime(CLOCK_MONOTONIC, &held->since);
+    held->since = guard_dump_clock();
     return held;
 }
 
 size_t guard_impl_lock_describe(const void *object, char *text, size_t size)
 {
     const lock_held *held = object;
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    double age = difftime(now.tv_sec, held->since.tv_sec) + (double)(now.tv_nsec - held->since.tv_nsec) / 1e9;
-    int length = snprintf(text, size, "%s %s, for %.3f s", held->what, held->name, age);
+    int length = snprintf(text, size, "%s %s", held->what, held->name);
     return length < 0 ? 0 : (size_t)length;
+}
+
+int64_t guard_impl_lock_since(const void *object)
+{
+    return ((const lock_held *)object)->since;
 }
 
 void guard_impl_lock_fail(lock_held *held, int error, int wait_ms)

@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include <guard/guard_cancel.h>
+#include <guard/guard_dump.h>
 #include <guard/guard_mutex.h>
 
 #if defined(__SANITIZE_THREAD__)
@@ -25,7 +26,7 @@ typedef struct lock_held {
     const char *what; /* "mutex" */
     const char *name; /* the source's text for it, constant */
     const guard_place *place;
-    struct timespec since; /* CLOCK_MONOTONIC */
+    int64_t since; /* guard_dump_clock */
     pthread_t thread;
     void *lock;
 } lock_held;
@@ -36,6 +37,7 @@ lock_held *guard_impl_lock_new(guard_scope *scope, size_t size, const char *what
 
 /* As the kind's. */
 size_t guard_impl_lock_describe(const void *object, char *text, size_t size);
+int64_t guard_impl_lock_since(const void *object);
 
 /* The lock was not taken, for `error`: gives the object back and panics. */
 GUARD_NORETURN void guard_impl_lock_fail(lock_held *held, int error, int wait_ms);

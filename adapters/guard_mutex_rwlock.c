@@ -47,6 +47,8 @@ static const guard_kind rwlock_kind = {.name = "read-write lock",
                                        .release = rwlock_release,
                                        .child = guard_deallocate,
                                        .describe = guard_impl_lock_describe,
+                                       .since = guard_impl_lock_since,
+                                       .action = "unlock",
                                        .flags = GUARD_KIND_HEAP,
                                        .dismiss = guard_deallocate};
 

@@ -41,6 +41,8 @@ static const guard_kind semaphore_kind = {.name = "semaphore",
                                           .release = semaphore_release,
                                           .child = guard_deallocate,
                                           .describe = guard_impl_lock_describe,
+                                          .since = guard_impl_lock_since,
+                                          .action = "post",
                                           .flags = GUARD_KIND_HEAP,
                                           .dismiss = guard_deallocate};
 

@@ -303,6 +303,7 @@ static guard_pq *give_to(guard_scope *scope, guard_pq *pq, const guard_error *er
     if (pq == NULL) {
         guard_impl_panic_error(place, error);
     }
+    pq->since = guard_dump_clock();
     pq->ticket = guard_impl_defer_kind(scope, &guard_pq_kind, pq, place);
     return pq;
 }
@@ -391,6 +392,11 @@ static void disown(void *object)
     guard_pq_disown_in_child(object);
 }
 
+static int64_t connection_since(const void *object)
+{
+    return ((const guard_pq *)object)->since;
+}
+
 static size_t describe(const void *object, char *text, size_t size)
 {
     return guard_pq_driver.describe(object, text, size);
@@ -401,6 +407,8 @@ const guard_kind guard_pq_kind = {
     .release = release_connection,
     .child = disown,
     .describe = describe,
+    .since = connection_since,
+    .action = "close",
     .flags = GUARD_KIND_HEAP | GUARD_KIND_FIXED | GUARD_KIND_AT_FORK,
 };
 

@@ -68,6 +68,7 @@ int guard_pq_try_lock_at(guard_pq *pq, int64_t key, const guard_place *place)
 typedef struct session_lock {
     guard_pq *pq;
     int64_t key;
+    int64_t since; /* guard_dump_clock */
 } session_lock;
 
 /* 0; else the lock may still be held. */
@@ -106,11 +107,25 @@ static void release_lock(void *object)
     }
 }
 
+static size_t describe_lock(const void *object, char *text, size_t size)
+{
+    int length = snprintf(text, size, "PostgreSQL advisory lock %" PRId64, ((const session_lock *)object)->key);
+    return length < 0 ? 0 : (size_t)length;
+}
+
+static int64_t lock_since(const void *object)
+{
+    return ((const session_lock *)object)->since;
+}
+
 static const guard_kind session_lock_kind = {
     .name = "PostgreSQL advisory lock",
     .release = release_lock,
     .child = guard_deallocate,
     .dismiss = guard_deallocate,
+    .describe = describe_lock,
+    .since = lock_since,
+    .action = "unlock",
     .flags = GUARD_KIND_HEAP | GUARD_KIND_FIXED,
 };
 
@@ -150,6 +165,7 @@ guard_ticket guard_pq_lock_session_at(guard_scope *scope, guard_pq *pq, int64_t 
     session_lock *lock = guard_allocate(sizeof(*lock));
     lock->pq = pq;
     lock->key = key;
+    lock->since = guard_dump_clock();
     snprintf(sql, sizeof(sql), "SELECT pg_advisory_lock(%" PRId64 ")", key);
     if (query_within(pq, sql, wait_ms, NULL, &error) != 0) {
         pq->discard |= error.domain == GUARD_TIMEOUT; /* it may have been had in the moment of the cancel */

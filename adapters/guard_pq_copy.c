@@ -34,6 +34,8 @@ static void release_copy(void *object)
 static const guard_kind copy_kind = {
     .name = "PostgreSQL COPY",
     .release = release_copy,
+    .since = guard_pq_flight_since,
+    .action = "end",
     .flags = GUARD_KIND_HEAP | GUARD_KIND_FIXED,
 };
 

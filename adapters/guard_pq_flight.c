@@ -13,8 +13,14 @@ void guard_pq_flight_begin(guard_scope *scope, guard_pq_flight *flight, guard_pq
 {
     flight->pq = pq;
     flight->kind = kind;
+    flight->since = guard_dump_clock();
     pq->flight = flight;
     flight->ticket = guard_impl_defer_kind(scope, record, flight, place);
+}
+
+int64_t guard_pq_flight_since(const void *object)
+{
+    return ((const guard_pq_flight *)object)->since;
 }
 
 void guard_pq_flight_over(guard_pq_flight *flight)

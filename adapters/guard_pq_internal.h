@@ -10,6 +10,7 @@
 #define GUARD_PQ_INTERNAL_H
 
 #include <guard/guard_cancel.h>
+#include <guard/guard_dump.h>
 #include <guard/guard_pq.h>
 
 #include <pthread.h>
@@ -58,6 +59,7 @@ typedef struct guard_pq_flight {
     guard_pq *pq; /* NULL once it is over, whoever ended it */
     guard_pq_flight_kind kind;
     guard_ticket ticket;
+    int64_t since; /* guard_dump_clock */
 } guard_pq_flight;
 
 /* The transaction under way, from begin (or the first savepoint in a caller's own) to its end. */
@@ -94,6 +96,7 @@ struct guard_pq {
     uint8_t pooler;            /* GUARD_PQ_POOLER_ASK until it is known */
     uint8_t primary;           /* its server is no standby */
     uint8_t local_only;        /* the server gave up waiting for its standbys */
+    int64_t since;             /* guard_dump_clock; of a pool's: when it was taken */
     PQnoticeReceiver receiver; /* libpq's own, behind ours; only where we opened the connection */
     guard_ticket ticket;
     guard_pq_flight *flight;
@@ -204,6 +207,8 @@ extern const guard_kind guard_pq_result_kind;
 /* Makes it the connection's, and registers it on the scope, for which one record was reserved. */
 void guard_pq_flight_begin(guard_scope *scope, guard_pq_flight *flight, guard_pq *pq, guard_pq_flight_kind kind,
                            const guard_kind *record, const guard_place *place);
+/* Of their kinds. */
+int64_t guard_pq_flight_since(const void *object);
 void guard_pq_flight_over(guard_pq_flight *flight);
 /* For a release, with a copy of the flight, whose memory is gone: ends it in bounded time; panics when the connection had to be cut. */
 void guard_pq_flight_abandon(const guard_pq_flight *flight, const char *what);

@@ -33,6 +33,8 @@ static void release_pipeline(void *object)
 static const guard_kind pipeline_kind = {
     .name = "PostgreSQL pipeline",
     .release = release_pipeline,
+    .since = guard_pq_flight_since,
+    .action = "end",
     .flags = GUARD_KIND_HEAP | GUARD_KIND_FIXED,
 };
 

@@ -34,6 +34,7 @@ struct guard_pq_pool {
     guard_pq *idle; /* the newest first: the others grow old and are closed */
     waiter *first, *last;
     int closing;
+    int64_t since; /* guard_dump_clock */
     uint32_t users;
     pid_t pid;
     guard_pq_pool_options options;
@@ -240,10 +241,17 @@ static void disown_pool(void *object)
     }
 }
 
+static int64_t pool_since(const void *object)
+{
+    return ((const guard_pq_pool *)object)->since;
+}
+
 static const guard_kind pool_kind = {
     .name = "PostgreSQL pool",
     .release = release_pool,
     .child = disown_pool,
+    .since = pool_since,
+    .action = "close",
     .flags = GUARD_KIND_HEAP,
 };
 
@@ -257,6 +265,7 @@ static guard_pq_pool *pool_new(const char *conninfo, const guard_pq_pool_options
     pthread_mutex_init(&pool->lock, NULL);
     cond_open(&pool->work);
     pool->pid = getpid();
+    pool->since = guard_dump_clock();
     pool->users = 1; /* the pool's own scope */
     if (options != NULL) {
         pool->options = *options;
@@ -444,6 +453,7 @@ guard_pq *guard_pq_pool_take_at(guard_scope *scope, guard_pq_pool *pool, int32_t
     pool->stats.takes++;
     pool->stats.taken++;
     pthread_mutex_unlock(&pool->lock);
+    pq->since = guard_dump_clock();
     pq->ticket = guard_impl_defer_kind(scope, &guard_pq_kind, pq, place);
     return pq;
 }

@@ -14,6 +14,7 @@ static void clear_result(void *result)
 const guard_kind guard_pq_result_kind = {
     .name = "PostgreSQL result",
     .release = clear_result,
+    .action = "clear",
     .child = clear_result,
     .flags = GUARD_KIND_HEAP,
 };

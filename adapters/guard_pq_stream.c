@@ -27,6 +27,8 @@ static void release_stream(void *object)
 static const guard_kind stream_kind = {
     .name = "PostgreSQL stream",
     .release = release_stream,
+    .since = guard_pq_flight_since,
+    .action = "end",
     .flags = GUARD_KIND_HEAP | GUARD_KIND_FIXED,
 };
 

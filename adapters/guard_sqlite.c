@@ -23,13 +23,14 @@ static void close_connection(void *object);
 static size_t describe_connection(const void *object, char *text, size_t size)
 {
     const guard_sqlite *db = object;
-    const char *path = db->raw != NULL ? sqlite3_db_filename(db->raw, "main") : NULL;
-    if (path == NULL || path[0] == '\0') {
-        path = ":memory:";
-    }
-    const char *slash = strrchr(path, '/');
-    int length = snprintf(text, size, "%s", slash != NULL ? slash + 1 : path);
+    const char *slash = strrchr(db->path, '/');
+    int length = snprintf(text, size, "SQLite connection to %s", slash != NULL ? slash + 1 : db->path);
     return length < 0 ? 0 : (size_t)length;
+}
+
+static int64_t connection_since(const void *object)
+{
+    return ((const guard_sqlite *)object)->since;
 }
 
 /*
@@ -61,6 +62,7 @@ static void note_file(guard_sqlite *db)
 {
     const char *path = db->raw != NULL ? sqlite3_db_filename(db->raw, "main") : NULL;
     struct stat file;
+    snprintf(db->path, sizeof(db->path), "%s", path != NULL && path[0] != '\0' ? path : ":memory:");
     if (path != NULL && path[0] != '\0' && stat(path, &file) == 0) {
         db->device = file.st_dev;
         db->inode = file.st_ino;
@@ -82,6 +84,8 @@ static const guard_kind connection_kind = {
     .release = close_connection,
     .child = inherit,
     .describe = describe_connection,
+    .since = connection_since,
+    .action = "close",
     .flags = GUARD_KIND_HEAP | GUARD_KIND_AT_FORK,
 };
 
@@ -107,6 +111,7 @@ static guard_sqlite *new_connection(const guard_sqlite_options *options)
 {
     guard_sqlite *db = guard_allocate(sizeof(*db));
     memset(db, 0, sizeof(*db));
+    db->since = guard_dump_clock();
     db->busy_ms = options != NULL && options->busy_ms != 0 ? options->busy_ms : BUSY_MS;
     guard_latch_open(&db->latch);
     guard_tx_session_open(&db->session, &guard_sqlite_driver, db);

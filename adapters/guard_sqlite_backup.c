@@ -17,6 +17,7 @@ struct guard_sqlite_backup {
     guard_sqlite_backup *next;      /* in to->backups */
     guard_sqlite_backup *next_from; /* in from->backups_from */
     guard_ticket ticket;
+    int64_t since; /* guard_dump_clock */
 };
 
 static int detach_backup(guard_sqlite_backup *backup)
@@ -47,7 +48,16 @@ static void release_backup(void *object)
     guard_deallocate(backup);
 }
 
-static const guard_kind backup_kind = {.name = "sqlite backup", .release = release_backup, .flags = GUARD_KIND_HEAP};
+static int64_t backup_since(const void *object)
+{
+    return ((const guard_sqlite_backup *)object)->since;
+}
+
+static const guard_kind backup_kind = {.name = "sqlite backup",
+                                       .release = release_backup,
+                                       .flags = GUARD_KIND_HEAP,
+                                       .since = backup_since,
+                                       .action = "end"};
 
 guard_sqlite_backup *guard_sqlite_backup_open_at(guard_scope *scope, guard_sqlite *to, guard_sqlite *from,
                                                  const guard_place *place)
@@ -62,6 +72,7 @@ guard_sqlite_backup *guard_sqlite_backup_open_at(guard_scope *scope, guard_sqlit
     }
     guard_reserve(scope, 1);
     guard_sqlite_backup *backup = guard_allocate(sizeof(*backup));
+    backup->since = guard_dump_clock();
     backup->raw = sqlite3_backup_init(to->raw, "main", from->raw, "main");
     if (backup->raw == NULL) {
         guard_deallocate(backup);

@@ -9,7 +9,8 @@ struct guard_sqlite_blob {
     guard_sqlite_blob *previous;
     guard_ticket ticket;
     const guard_place *place;
-    int told; /* the code of the latest failure, which sqlite3_blob_close repeats */
+    int64_t since; /* guard_dump_clock */
+    int told;      /* the code of the latest failure, which sqlite3_blob_close repeats */
 };
 
 /* Returns what sqlite3_blob_close does: outside of a transaction it commits, and that may fail. */
@@ -50,7 +51,13 @@ static void release_blob(void *object)
     close_blob(blob, blob->place);
 }
 
-static const guard_kind blob_kind = {.name = "sqlite blob", .release = release_blob, .flags = GUARD_KIND_HEAP};
+static int64_t blob_since(const void *object)
+{
+    return ((const guard_sqlite_blob *)object)->since;
+}
+
+static const guard_kind blob_kind = {
+    .name = "sqlite blob", .release = release_blob, .flags = GUARD_KIND_HEAP, .since = blob_since, .action = "close"};
 
 guard_sqlite_blob *guard_sqlite_blob_open_at(guard_scope *scope, guard_sqlite *db, const char *table,
                                              const char *column, int64_t rowid, int writable, const guard_place *place)
@@ -71,6 +78,7 @@ guard_sqlite_blob *guard_sqlite_blob_open_at(guard_scope *scope, guard_sqlite *d
     }
     blob->db = db;
     blob->place = place;
+    blob->since = guard_dump_clock();
     blob->told = SQLITE_OK;
     blob->previous = NULL;
     blob->next = db->blobs;

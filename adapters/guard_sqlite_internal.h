@@ -5,6 +5,7 @@
 
 #include <guard/guard.h>
 #include <guard/guard_cancel.h>
+#include <guard/guard_dump.h>
 #include <guard/guard_sqlite.h>
 #include <guard/tx.h>
 
@@ -43,6 +44,8 @@ struct guard_sqlite {
     guard_sqlite *next_inherited;
     dev_t device; /* of its main file; inode 0: it has none */
     ino_t inode;
+    int64_t since;    /* guard_dump_clock */
+    char path[104];   /* of its main file, cut, for descriptions: SQLite moves its own when a database is attached */
     int raw_given;    /* the program has a handle of SQLite's own, and may step statements that we do not see */
     unsigned reading; /* statements of ours that stand on a row */
     int watched;      /* a transaction is open, or the connection is poisoned: look before each statement */
@@ -74,6 +77,7 @@ struct guard_sqlite_stmt {
     guard_sqlite_stmt *previous;
     guard_ticket ticket;
     const guard_place *place;
+    int64_t since; /* guard_dump_clock */
     int stepped;
     int ends; /* COMMIT, END or ROLLBACK: not inside a guarded transaction */
 };

@@ -16,7 +16,16 @@
 
 static void release_stmt(void *object);
 
-static const guard_kind stmt_kind = {.name = "sqlite statement", .release = release_stmt, .flags = GUARD_KIND_HEAP};
+static int64_t stmt_since(const void *object)
+{
+    return ((const guard_sqlite_stmt *)object)->since;
+}
+
+static const guard_kind stmt_kind = {.name = "sqlite statement",
+                                     .release = release_stmt,
+                                     .flags = GUARD_KIND_HEAP,
+                                     .since = stmt_since,
+                                     .action = "finalize"};
 
 /* ------------------------------------------------------------------------------------------------- checks */
 
@@ -167,7 +176,7 @@ int guard_sqlite_prepare_into(guard_sqlite_stmt *stmt, guard_sqlite *db, const c
     if (raw == NULL) {
         return 0;
     }
-    *stmt = (guard_sqlite_stmt){.raw = raw, .place = place, .ends = sql_ends(text)};
+    *stmt = (guard_sqlite_stmt){.raw = raw, .place = place, .since = guard_dump_clock(), .ends = sql_ends(text)};
     attach_stmt(db, stmt);
     return 1;
 }

@@ -257,8 +257,7 @@ static int driver_retryable(void *connection, const guard_error *error)
 static size_t driver_describe(const void *connection, char *text, size_t size)
 {
     const guard_sqlite *db = connection;
-    const char *path = sqlite3_db_filename(db->raw, "main");
-    int length = snprintf(text, size, "%s", path != NULL && path[0] != '\0' ? path : ":memory:");
+    int length = snprintf(text, size, "%s", db->path);
     return length < 0 ? 0 : (size_t)length;
 }
 

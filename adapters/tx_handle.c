@@ -22,11 +22,18 @@ static const void *thread_here(void)
 
 static size_t describe_handle(const void *object, char *text, size_t size);
 
+static int64_t handle_since(const void *object)
+{
+    return ((const guard_tx *)object)->since;
+}
+
 /* The release of a transaction does not follow a ticket: it needs its thread and its connection. */
 static const guard_kind transaction_kind = {
     .name = "transaction",
     .release = guard_tx_release_handle,
     .describe = describe_handle,
+    .since = handle_since,
+    .action = "roll back",
     .flags = GUARD_KIND_HEAP | GUARD_KIND_FIXED,
 };
 
@@ -178,6 +185,7 @@ void guard_tx_unlink(guard_tx *tx)
 guard_ticket guard_tx_register(guard_scope *scope, guard_tx *tx, const guard_place *place)
 {
     tx->place = place;
+    tx->since = guard_dump_clock();
     tx->kept = 0;
     tx->scoped = 1;
     return guard_impl_defer_kind(scope, &transaction_kind, tx, place);

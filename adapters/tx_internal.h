@@ -5,6 +5,7 @@
 
 #include <guard/guard_cancel.h>
 #include <guard/guard_context.h>
+#include <guard/guard_dump.h>
 #include <guard/guard_process.h>
 #include <guard/tx.h>
 
@@ -24,6 +25,7 @@ struct guard_tx {
     guard_tx *previous;
     const void *thread;
     const guard_place *place; /* where it was begun */
+    int64_t since;            /* when: guard_dump_clock */
     guard_tx_hook *first_hook;
     guard_tx_hook *last_hook;
     guard_tx_savepoint savepoint; /* level 0: it is the transaction itself */

@@ -114,12 +114,14 @@ static void fork_in_child(void)
             own->wake = -1;
         }
         own->is_woken = false;
+        own->tid = gettid();
         pthread_mutex_init(&own->lock, NULL);
     }
     guard_metrics_after_fork(true);
     guard_watch_forget();
     guard_signal_forget();
     guard_report_forget();
+    guard_dump_forget();
     guard_attention_clear(&guard_impl_attention, ATTENTION_CANCEL);
     pthread_mutex_init(&guard_life_lock, NULL);
 }

@@ -250,6 +250,8 @@ typedef struct guard_thread {
     struct guard_thread *next;
     struct guard_thread **at;
     pthread_t id;
+    int32_t tid;         /* the kernel's, as the thread has it */
+    uint64_t serial;     /* in the order of their beginnings, from 1 */
     uint32_t *attention; /* its guard_impl_attention */
     int wake;            /* eventfd of guard_cancel_descriptor; -1: none */
     bool is_woken;       /* wake is readable */
@@ -447,6 +449,10 @@ void guard_thread_wake(guard_thread *thread);
 int guard_watch_start(void);
 /* The thread was cancelled: interrupts its foreign call, if it is in one. Under the life lock. */
 void guard_thread_interrupt(guard_thread *thread);
+/* dump.c: starts the dump that a signal asked for, if one did. By the watcher. */
+void guard_dump_look(void);
+/* After fork, in the child. */
+void guard_dump_forget(void);
 /* Makes it look again. Async-signal-safe. */
 void guard_watch_poke(void);
 /* After fork, in the child, where it does not run. */

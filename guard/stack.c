@@ -110,7 +110,9 @@ void guard_stack_close(guard_stack *stack)
 
 static void thread_list(guard_thread *thread)
 {
+    static uint64_t serial;
     pthread_mutex_lock(&guard_life_lock);
+    thread->serial = ++serial;
     thread->next = guard_threads;
     thread->at = &guard_threads;
     if (thread->next != NULL) {
@@ -180,6 +182,7 @@ guard_stack *guard_stack_make(void)
     }
     guard_stack_open(&thread->stack);
     thread->id = pthread_self();
+    thread->tid = gettid();
     thread->attention = &guard_impl_attention;
     thread->wake = -1;
     thread->is_woken = false;

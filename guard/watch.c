@@ -104,6 +104,7 @@ static void *watch_main(void *arg)
 {
     while (!__atomic_load_n(&watch_is_over, __ATOMIC_SEQ_CST)) {
         watch_sleep(watch_round());
+        guard_dump_look();
     }
     return arg;
 }
