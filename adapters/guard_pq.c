@@ -59,6 +59,9 @@ static int on_event(PGEventId id, void *info, void *pass)
     if (id == PGEVT_RESULTCREATE) {
         const PGEventResultCreate *event = info;
         guard_pq *pq = PQinstanceData(event->conn, on_event);
+        if (pq != NULL && pq->marks.prepared && PQresultStatus(event->result) == PGRES_COMMAND_OK) {
+            guard_pq_marks_watch(pq, PQcmdStatus(event->result));
+        }
         if (pq != NULL && pq->session.tx != NULL) {
             watch_result(pq, event->result);
         }
@@ -66,6 +69,7 @@ static int on_event(PGEventId id, void *info, void *pass)
         guard_pq *pq = PQinstanceData(((PGEventConnReset *)info)->conn, on_event);
         if (pq != NULL) {
             pq->primary = 0;
+            pq->marks.prepared = 0;
             pq->t.ended = GUARD_ROLLED_BACK;
             pq->marks.id[0] = '\0';
         }

@@ -224,6 +224,9 @@ static const char *commit_sql(guard_pq *pq, char *sql, size_t size)
 static guard_outcome judge(guard_pq *pq, const answer *a, const char *xid, guard_result *result)
 {
     if (a->tag == GUARD_COMMITTED || a->tag == GUARD_PREPARED) {
+        if (pq->t.marker == GUARD_PQ_MARKER_ROW) {
+            guard_pq_marks_done(pq);
+        }
         result->notes |= pq->local_only ? GUARD_NOTE_LOCAL_ONLY : 0;
         return (guard_outcome)a->tag;
     }

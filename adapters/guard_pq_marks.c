@@ -9,6 +9,11 @@
  * Invariants
  *   - A key (id, seq) is in one COMMIT message only, ever: so a row under it is either that transaction's or a resolver's fence.
  *   - Rows of a session are deleted by its own later COMMIT or at its orderly close, never once one of them is in doubt.
+ *   - The transaction of `kept` deleted all rows before its own. So the next DELETE begins there, which says nothing new of what is in
+ *     the table but keeps it from walking over all that the session has deleted and nobody has vacuumed.
+ *
+ * The two statements are prepared where the connection is its server's only one (no pooler), for planning them costs more than running them. A
+ * program that takes them away (DISCARD ALL, DEALLOCATE) is noticed by the tag; they are not made again.
  */
 #include "guard_pq_internal.h"
 
@@ -17,6 +22,9 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
+
+#define PUT "guard_marker_put"
+#define DROP "guard_marker_drop"
 
 int guard_pq_table_is_plain(const char *name)
 {
@@ -56,8 +64,31 @@ static int take_id(guard_pq_session *marks, guard_error *error)
     snprintf(marks->id, sizeof(marks->id), "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0],
              b[1], b[2], b[3], b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
     marks->seq = 0;
+    marks->kept = 0;
     marks->rows = 0;
     return 0;
+}
+
+/* Where it fails (the names are taken, say) the statements are sent as text. */
+static void prepare(guard_pq *pq)
+{
+    char sql[GUARD_PQ_SQL_MAX];
+    guard_error ignored;
+    if (pq->pooler != GUARD_PQ_POOLER_NONE) {
+        return;
+    }
+    snprintf(sql, sizeof(sql),
+             "PREPARE " PUT " (uuid, bigint) AS INSERT INTO %s (session, seq) VALUES ($1, $2); "
+             "PREPARE " DROP " (uuid, bigint, bigint) AS DELETE FROM %s WHERE session = $1 AND seq >= $2 AND seq < $3",
+             pq->table, pq->table);
+    pq->marks.prepared = guard_pq_query(pq, sql, pq->options.statement_ms, NULL, &ignored) == 0;
+}
+
+void guard_pq_marks_watch(guard_pq *pq, const char *tag)
+{
+    if (pq->marks.prepared && (strncmp(tag, "DEALLOCATE", 10) == 0 || strcmp(tag, "DISCARD ALL") == 0)) {
+        pq->marks.prepared = 0;
+    }
 }
 
 int guard_pq_marks_check(guard_pq *pq, guard_error *error)
@@ -89,6 +120,7 @@ int guard_pq_marks_check(guard_pq *pq, guard_error *error)
         return error->code;
     }
     pq->marks.checked = 1;
+    prepare(pq);
     return 0;
 }
 
@@ -102,10 +134,24 @@ int guard_pq_marks_sql(guard_pq *pq, char *sql, size_t size)
     guard_pq_session *m = &pq->marks;
     m->seq++;
     m->rows = 1;
+    if (m->prepared) {
+        return snprintf(sql, size,
+                        "EXECUTE " PUT " ('%s', %" PRIu64 "); EXECUTE " DROP " ('%s', %" PRIu64 ", %" PRIu64 "); ",
+                        m->id, m->seq, m->id, m->kept, m->seq);
+    }
     return snprintf(sql, size,
                     "INSERT INTO %s (session, seq) VALUES ('%s', %" PRIu64 "); "
-                    "DELETE FROM %s WHERE session = '%s' AND seq < %" PRIu64 "; ",
-                    pq->table, m->id, m->seq, pq->table, m->id, m->seq);
+                    "DELETE FROM %s WHERE session = '%s' AND seq >= %" PRIu64 " AND seq < %" PRIu64 "; ",
+                    pq->table, m->id, m->seq, pq->table, m->id, m->kept, m->seq);
+}
+
+/*
+ * Also where it was prepared: its row is not seen before COMMIT PREPARED, and the row that it deletes must not be waited for by the
+ * next transaction of the session.
+ */
+void guard_pq_marks_done(guard_pq *pq)
+{
+    pq->marks.kept = pq->marks.seq;
 }
 
 void guard_pq_marks_close(guard_pq *pq)
@@ -117,9 +163,14 @@ void guard_pq_marks_close(guard_pq *pq)
         PQtransactionStatus(pq->conn) != PQTRANS_IDLE || guard_pq_is_dead(pq)) {
         return;
     }
-    /* Nobody waits for this row's end, so neither do we for the disk. */
-    snprintf(sql, sizeof(sql), "BEGIN; SET LOCAL synchronous_commit = off; DELETE FROM %s WHERE session = '%s'; COMMIT",
-             pq->table, m->id);
+    /*
+     * Nobody waits for this row's end, so neither do we for the disk. What is before `kept` is there only where a PREPARE TRANSACTION
+     * is to delete it, which would have to be waited for.
+     */
+    snprintf(sql, sizeof(sql),
+             "BEGIN; SET LOCAL synchronous_commit = off; DELETE FROM %s WHERE session = '%s' AND seq >= %" PRIu64
+             "; COMMIT",
+             pq->table, m->id, m->kept);
     guard_pq_query(pq, sql, pq->options.rollback_ms, NULL, &ignored);
     m->rows = 0;
 }

@@ -626,6 +626,57 @@ START_TEST(a_session_keeps_one_marker_row_and_takes_it_back_at_its_end)
 }
 END_TEST
 
+static void deallocate_and_insert(guard_tx *tx, void *arg)
+{
+    insert_next(tx, arg);
+    PQclear(PQexec(guard_pq_raw(guard_pq_of(tx)), "DEALLOCATE ALL"));
+}
+
+static void commit_with_marker(guard_pq *pq, guard_tx_fn *body)
+{
+    guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW};
+    guard_result result;
+    ck_assert_msg(guard_pq_transact(pq, body, NULL, &options, &result) == GUARD_COMMITTED, "%s", result.error.message);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker"), 1);
+}
+
+START_TEST(a_program_that_takes_the_markers_statements_away_commits_all_the_same)
+{
+    GUARD_AUTO(s);
+    guard_pq *pq = open_pq(s);
+    commit_with_marker(pq, insert_next);
+    guard_pq_exec(NULL, pq, "DISCARD ALL");
+    commit_with_marker(pq, insert_next);
+    pq = open_pq(s);
+    server_run("DELETE FROM guard_marker");
+    commit_with_marker(pq, deallocate_and_insert);
+    commit_with_marker(pq, insert_next);
+    /* Their names may be the program's own. */
+    pq = open_pq(s);
+    server_run("DELETE FROM guard_marker");
+    guard_pq_exec(NULL, pq, "PREPARE guard_marker_put (uuid, bigint) AS SELECT $1, $2");
+    commit_with_marker(pq, insert_next);
+    commit_with_marker(pq, insert_next);
+}
+END_TEST
+
+START_TEST(a_prepared_transaction_with_a_marker_does_not_block_the_next_of_its_session)
+{
+    GUARD_AUTO(s);
+    guard_pq_tx_options prepare = {.prepare_as = "later", .marker = GUARD_PQ_MARKER_ROW};
+    guard_pq_tx_options next = {.marker = GUARD_PQ_MARKER_ROW, .commit_ms = 20000};
+    guard_result result;
+    guard_pq *pq = open_pq(s);
+    ck_assert_int_eq(guard_pq_transact(pq, insert_next, NULL, &next, NULL), GUARD_COMMITTED);
+    ck_assert_int_eq(guard_pq_transact(pq, insert_next, NULL, &prepare, NULL), GUARD_PREPARED);
+    guard_pq_exec(NULL, pq, "SET lock_timeout = 1000"); /* what would wait for it fails */
+    ck_assert_int_eq(guard_pq_transact(pq, insert_next, NULL, &next, &result), GUARD_COMMITTED);
+    guard_pq *other = guard_pq_open(s, "", NULL);
+    guard_pq_prepared_commit(other, prepare.prepare_as);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker WHERE seq IN (1, 3)"), 1);
+}
+END_TEST
+
 /* ---------------------------------------------------------------------------------------------- advisory locks */
 
 static int64_t advisory_locks(void)
@@ -768,6 +819,8 @@ int main(void)
         a_missing_marker_table_is_a_clear_panic_at_begin,
         an_ordinary_role_uses_the_marker_table_that_was_granted_to_it,
         a_session_keeps_one_marker_row_and_takes_it_back_at_its_end,
+        a_program_that_takes_the_markers_statements_away_commits_all_the_same,
+        a_prepared_transaction_with_a_marker_does_not_block_the_next_of_its_session,
         a_transactions_advisory_lock_ends_with_it,
         a_sessions_advisory_lock_is_released_by_its_scope_and_waited_for_within_its_deadline,
         a_prepared_transaction_is_listed_and_committed_or_rolled_back_by_name,
