@@ -37,6 +37,7 @@ static void value_release(void *arg)
     value->state = error != NULL ? VALUE_LEFT : VALUE_FREE;
     if (error != NULL) {
         value->panic = panic_mark(error->domain, error->code, error->line, error->file);
+        guard_stack_own->context->has_left = true;
     }
 }
 
@@ -184,12 +185,13 @@ void guard_context_end(guard_context_mark mark)
     if (!mark.has_begun || state == NULL) {
         return;
     }
-    for (size_t i = 0; i < GUARD_CONTEXT_VALUES; i++) {
+    for (size_t i = 0; state->has_left && i < GUARD_CONTEXT_VALUES; i++) {
         if (state->values[i].state == VALUE_LEFT && state->values[i].serial > mark.serial) {
             state->values[i].state = VALUE_FREE;
         }
     }
     state->calls--;
+    state->has_left = state->has_left && state->calls > 0;
     state->undone_count = state->undone_base;
     state->undone_base = mark.undone_base;
 }

@@ -5,7 +5,7 @@
  *   signal --> handler --fault.c: a panic--> the thread goes on
  *                 |
  *                 v
- *              report --> temporary files removed --> former disposition back --> handler returns
+ *              report --> the log's lines --> temporary files removed --> former disposition back --> handler returns
  *                                                          a fault happens again, at the same instruction, in the same registers
  *                                                          a signal that was sent is sent again, with the same siginfo
  *
@@ -231,6 +231,12 @@ static void fatal_again(int signo, const siginfo_t *info)
     }
 }
 
+static void fatal_log(void *arg)
+{
+    (void)arg;
+    guard_at_death();
+}
+
 static void fatal_die(int signo, const siginfo_t *info, const void *context, const guard_fault_refusal *refusal)
 {
     bool is_ignored = info->si_code <= 0 && fatal_former[signo].sa_handler == SIG_IGN;
@@ -239,6 +245,9 @@ static void fatal_die(int signo, const siginfo_t *info, const void *context, con
         bool is_told = signo == SIGABRT && __atomic_load_n(&fatal_is_told, __ATOMIC_ACQUIRE);
         if (is_turn && signal_is_crash(signo) && !is_told) {
             fatal_report(signo, info, context, refusal);
+        }
+        if (is_turn && guard_at_death != NULL) {
+            (void)guard_fatal_try(fatal_log, NULL); /* where that is broken, too, there are no lines */
         }
         guard_temporaries_remove();
         fatal_again(signo, info);

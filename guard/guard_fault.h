@@ -23,9 +23,9 @@
  *
  * FATAL SIGNALS
  *
- *   The handler runs on a stack of its own, calls async-signal-safe functions only, and does three things: it writes a report to standard
- *   error (signal, address, program counter, thread, and what is registered on the thread's scopes, by place), removes
- *   the files named by guard_temporary_register, and puts back the disposition that the signal had before. Then a fault happens again,
+ *   The handler runs on a stack of its own, calls async-signal-safe functions only, and does four things: it writes a report to standard
+ *   error (signal, address, program counter, thread, and what is registered on the thread's scopes, by place), writes the lines that wait
+ *   in panic logs (guard_log_flush_in_signal), removes the files named by guard_temporary_register, and puts back the disposition that the signal had before. Then a fault happens again,
  *   for the handler returns to its instruction, and a signal that was sent is sent again as it was: the process ends as it would have
  *   ended without the library, and a core file has the registers, frames and siginfo of the fault itself.
  *

@@ -35,7 +35,8 @@
  *
  *   GUARD_LOG_IMMEDIATE: each line is written as soon as the log's thread is awake. GUARD_LOG_BATCHED: when flush_bytes are waiting, or a
  *   line for flush_ms. GUARD_LOG_ON_PANIC: when a line of severity error or worse comes, or half of the queue is full. All of them: when the log
- *   is closed, at guard_log_flush, at exit(3), and when nobody recovers a panic. For a fatal signal, see guard_log_flush_in_signal.
+ *   is closed, at guard_log_flush, at exit(3), when nobody recovers a panic, and at a fatal signal where guard_fatal_signals was called; a handler of the
+ *   program's calls guard_log_flush_in_signal.
  *
  * PROCESSES
  *

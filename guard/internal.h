@@ -673,6 +673,7 @@ typedef struct guard_context_value {
 typedef struct guard_context_state {
     guard_context_value values[GUARD_CONTEXT_VALUES];
     uint64_t serial;
+    bool has_left;         /* a value may be VALUE_LEFT */
     uint32_t calls;        /* of services with a log that this thread is in */
     uint32_t undone_base;  /* where the notes of the innermost begin */
     uint32_t undone_count; /* also those that were not kept */

@@ -2,12 +2,14 @@
 /* guard-ledger as its clients see it, on SQLite; compiled with LEDGER_ON_PQ, on PostgreSQL. */
 #include <curl/curl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "ledger_program.h"
 #ifdef LEDGER_ON_PQ
@@ -176,6 +178,33 @@ START_TEST(a_full_disk_under_the_log_loses_lines_only)
     ck_assert_int_eq(ledger_metric(&ledger, "ledger_log_lines_total{fate=\"dropped\"}"), 200);
     ck_assert_int_eq(ledger_transfer(&ledger, 1, 2, 500, NULL, NULL).status, 201);
     ck_assert_int_eq(ledger_expect_sound(&ledger), 1);
+    ck_assert_int_eq(ledger_stop(&ledger, SIGTERM), 0);
+}
+END_TEST
+
+START_TEST(a_line_of_the_log_has_what_was_rolled_back_and_by_whom)
+{
+    ledger_process ledger = ledger_start(NULL);
+    ck_assert_int_eq(ledger_transfer(&ledger, 1, 2, 500, NULL, "debit").status, 500);
+    ck_assert(ledger_log_gets("\"undone\":[\"transaction on "));
+    ck_assert(ledger_log_gets(": rolled back\"],\"context\":{\"id\":\""));
+    ck_assert(ledger_log_gets("\"what\":\"POST /transfers\"}"));
+    ck_assert(ledger_log_gets("\"stack\":[\""));
+    ck_assert_int_eq(ledger_stop(&ledger, SIGTERM), 0);
+}
+END_TEST
+
+/* As logrotate does: the file is moved, then SIGHUP. */
+START_TEST(a_log_that_was_moved_is_opened_anew_at_sighup)
+{
+    ledger_process ledger = ledger_start(NULL);
+    ck_assert_int_eq(rename("log", "log.old"), 0);
+    ck_assert_int_eq(kill(ledger.pid, SIGHUP), 0);
+    while (access("log", F_OK) != 0) {
+        poll(NULL, 0, 1);
+    }
+    ck_assert_int_eq(ledger_transfer(&ledger, 1, 2, 500, NULL, "panic").status, 500);
+    ck_assert(ledger_log_gets("chaos: a panic in the request"));
     ck_assert_int_eq(ledger_stop(&ledger, SIGTERM), 0);
 }
 END_TEST
@@ -506,6 +535,8 @@ int main(void)
         what_is_too_long_is_refused,
         every_chaos_is_answered_and_logged_and_changes_nothing,
         chaos_is_refused_where_it_is_not_switched_on,
+        a_line_of_the_log_has_what_was_rolled_back_and_by_whom,
+        a_log_that_was_moved_is_opened_anew_at_sighup,
         a_full_disk_under_the_log_loses_lines_only,
         a_storm_is_counted_and_not_written,
         every_page_answers,

@@ -19,6 +19,7 @@
 #include <guard/guard.h>
 #include <guard/guard_breaker.h>
 #include <guard/guard_context.h>
+#include <guard/guard_fault.h>
 #include <guard/guard_log.h>
 #include <guard/guard_service.h>
 #include <guard/guard_trace.h>
@@ -517,6 +518,28 @@ START_TEST(a_fatal_signal_writes_what_waits)
 }
 END_TEST
 
+static void log_and_die(void *arg)
+{
+    GUARD_AUTO(s);
+    guard_fatal_signals();
+    guard_log *log = open_at_leisure(s, arg);
+    for (int i = 0; i < 8; i++) {
+        guard_log_write(log, GUARD_LOG_NOTICE, "before the abort");
+    }
+    abort();
+}
+
+START_TEST(the_librarys_handler_of_fatal_signals_writes_what_waits)
+{
+    child_result result;
+    scratch_enter();
+    child_run(log_and_die, "log", &result);
+    child_expect_abort(&result);
+    log_lines_read("log");
+    ck_assert_uint_eq(log_lines_events(), 8);
+}
+END_TEST
+
 static void log_forked(void *arg)
 {
     GUARD_AUTO(s);
@@ -738,6 +761,7 @@ int main(void)
         an_exit_writes_what_waits,
         the_end_of_its_scope_writes_what_waits,
         a_fatal_signal_writes_what_waits,
+        the_librarys_handler_of_fatal_signals_writes_what_waits,
         a_panic_that_nobody_recovers_writes_what_waits,
         a_forked_child_writes_its_own_lines_and_none_of_its_parents,
         a_full_queue_drops_counts_and_tells,
