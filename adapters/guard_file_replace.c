@@ -20,6 +20,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <guard/guard_context.h>
 #include <guard/guard_process.h>
 
 #include "guard_file_internal.h"
@@ -273,6 +274,7 @@ static int replace_abandon(guard_file_replace *replace)
     replace->state = ROLLED_BACK;
     int error = replace_tidy(replace);
     guard_foreign_close(state);
+    guard_context_undone("replacement of %s: given up", replace->name.text);
     return error;
 }
 

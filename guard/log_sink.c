@@ -23,7 +23,7 @@
 
 _Static_assert(GUARD_LOG_LINE <= PIPE_BUF, "a line goes into a pipe whole");
 
-enum { SLICE_MS = 50, DYING_MS = 100 };
+enum { SLICE_MS = 50, DYING_MS = 100, REFUSALS_MOST = 20 };
 
 /* ----------------------------------------------------------------------------------------------- opening -- */
 
@@ -147,11 +147,16 @@ static int parts_advance(struct iovec *parts, int count, size_t written, bool *i
 static int parts_write(guard_log_sink *sink, struct iovec *parts, int count, bool *is_half)
 {
     int done = 0;
+    int refusals = 0;
     *is_half = false;
     while (done < count && sink_takes(sink)) {
         ssize_t written = sink_write(sink, parts + done, count - done);
-        if (written < 0 && (errno == EINTR || errno == EAGAIN)) {
-            continue; /* EAGAIN: another one was quicker; sink_takes ends that */
+        if (written < 0 && errno == EINTR) {
+            continue;
+        }
+        if (written < 0 && errno == EAGAIN && refusals++ < REFUSALS_MOST) {
+            poll(NULL, 0, 1); /* another writer was quicker, or a socket takes less than it says */
+            continue;
         }
         if (written <= 0) {
             break;
