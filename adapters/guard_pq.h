@@ -472,7 +472,8 @@ typedef struct guard_pq_pool_options {
     int32_t life_ms; /* closed, when idle, this long after it was opened; 0 means 3,600,000, -1 never */
     const char *
         reset; /* run when one is given back, such as "DISCARD ALL", at the cost of a round trip; NULL: nothing. Copied */
-    uint32_t reserved[8];
+    const char *name; /* in the metrics, at most 31 bytes; NULL: "postgresql". Pools of one name are added up. Copied */
+    uint32_t reserved[6];
 } guard_pq_pool_options;
 
 typedef struct guard_pq_pool_stats {

@@ -16,6 +16,8 @@
  */
 #include "guard_pq_internal.h"
 
+#include <guard/guard_metrics.h>
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,6 +42,7 @@ struct guard_pq_pool {
     guard_pq_pool_options options;
     char *conninfo;
     char *reset;
+    char name[32];
     guard_pq_pool_stats stats; /* open, idle, taken and waiting are exact under the lock */
     pthread_t keeper;          /* makes connections while there are fewer than min */
     int has_keeper;
@@ -274,6 +277,7 @@ static guard_pq_pool *pool_new(const char *conninfo, const guard_pq_pool_options
     o->max = o->max != 0 ? o->max : 10;
     o->take_ms = guard_pq_or(o->take_ms, 10000);
     o->life_ms = guard_pq_or(o->life_ms, 3600000);
+    snprintf(pool->name, sizeof(pool->name), "%s", o->name != NULL ? o->name : "postgresql");
     pool->conninfo = strdup(conninfo);
     pool->reset = o->reset != NULL ? strdup(o->reset) : NULL;
     if (pool->conninfo == NULL || (o->reset != NULL && pool->reset == NULL)) {
@@ -281,6 +285,38 @@ static guard_pq_pool *pool_new(const char *conninfo, const guard_pq_pool_options
         return NULL;
     }
     return pool;
+}
+
+static void pool_collect(guard_metrics_page *page, void *arg)
+{
+    static const guard_metric connections = {.name = "guard_pool_connections",
+                                             .help = "Connections of a pool now, by what they are doing.",
+                                             .type = GUARD_METRIC_GAUGE};
+    static const guard_metric waiting = {.name = "guard_pool_waiting",
+                                         .help = "Threads that wait for a connection of a pool now.",
+                                         .type = GUARD_METRIC_GAUGE};
+    static const guard_metric events = {.name = "guard_pool_events_total",
+                                        .help = "What happened to a pool's connections and those who asked for one.",
+                                        .type = GUARD_METRIC_COUNTER};
+    guard_pq_pool *pool = arg;
+    guard_pq_pool_stats stats;
+    guard_pq_pool_stats_read(pool, &stats);
+    const struct {
+        const char *label;
+        uint64_t count;
+    } states[] = {{"idle", stats.idle}, {"taken", stats.taken}, {"opening", stats.open - stats.idle - stats.taken}},
+      happened[] = {{"take", stats.takes},          {"wait", stats.waits},      {"timeout", stats.timeouts},
+                    {"opened", stats.opened},       {"failed", stats.failures}, {"rolled_back", stats.rolled_back},
+                    {"discarded", stats.discarded}, {"expired", stats.expired}};
+    for (size_t i = 0; i < sizeof(states) / sizeof(states[0]); i++) {
+        const guard_label labels[] = {{"pool", pool->name}, {"state", states[i].label}};
+        guard_metrics_put(page, &connections, labels, 2, (int64_t)states[i].count);
+    }
+    for (size_t i = 0; i < sizeof(happened) / sizeof(happened[0]); i++) {
+        const guard_label labels[] = {{"pool", pool->name}, {"event", happened[i].label}};
+        guard_metrics_put(page, &events, labels, 2, (int64_t)happened[i].count);
+    }
+    guard_metrics_put(page, &waiting, &(guard_label){"pool", pool->name}, 1, stats.waiting);
 }
 
 static int check_options(const guard_pq_pool_options *o, const guard_place *place)
@@ -335,6 +371,7 @@ guard_pq_pool *guard_pq_pool_open_at(guard_scope *scope, const char *conninfo, c
         }
     }
     guard_impl_defer_kind(scope, &pool_kind, pool, place);
+    guard_metrics_collect(scope, pool_collect, pool); /* newer than the pool: it is over before that ends */
     return pool;
 }
 

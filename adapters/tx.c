@@ -72,6 +72,7 @@ static void begin_or_panic(guard_tx *tx, int code, guard_error *error, guard_tx 
         guard_impl_panic_error(place, error);
     }
     guard_tx_link(tx, parent);
+    TX_PROBE(tx_begin, tx);
 }
 
 static int begin_savepoint(guard_tx *tx, unsigned level, const char *name, guard_error *error)
@@ -234,7 +235,10 @@ static int roll_back_root(guard_tx_session *session, guard_error *error)
     told.has_error = 0;
     told.notes = 0;
     told.token[0] = '\0';
+    TX_PROBE(tx_rollback, root);
+    int64_t begun = guard_metrics_clock();
     guard_outcome outcome = session->driver->rollback(session->connection, &told);
+    guard_tx_count_rollback(session, begun);
     if (outcome == GUARD_OPEN) {
         /* Not told and not known: only the connection's end will decide. */
         outcome = GUARD_IN_DOUBT;
@@ -262,6 +266,7 @@ static int roll_back_root(guard_tx_session *session, guard_error *error)
 static int roll_back_part(guard_tx *tx, guard_error *error)
 {
     guard_tx_session *session = tx->session;
+    TX_PROBE(tx_rollback, tx);
     if (session->driver->rollback_to(session->connection, &tx->savepoint, error) == 0) {
         tx->result.outcome = GUARD_ROLLED_BACK;
         return 0;
@@ -391,7 +396,10 @@ static void commit_root(guard_tx *tx, const guard_place *place)
 {
     guard_tx_session *session = tx->session;
     tx->result.has_error = 0;
+    TX_PROBE(tx_commit, tx);
+    int64_t begun = guard_metrics_clock();
     guard_outcome outcome = session->driver->commit(session->connection, &tx->result);
+    guard_tx_count_commit(session, begun);
     if (tx->result.has_error) {
         guard_tx_set_place(&tx->result.error, place);
     }
@@ -410,6 +418,7 @@ static void commit_part(guard_tx *tx, const guard_place *place)
     guard_tx_session *session = tx->session;
     guard_tx *parent = tx->parent;
     guard_error error;
+    TX_PROBE(tx_commit, tx);
     if (is_gone(session)) {
         learn_fate(session);
     } else if (session->driver->release(session->connection, &tx->savepoint, &error) == 0) {
@@ -492,6 +501,7 @@ void guard_tx_settle(guard_tx *tx, guard_outcome outcome)
     }
     tx->result.outcome = outcome;
     tx->result.notes |= GUARD_NOTE_RESOLVED;
+    guard_tx_count_resolved(tx);
     GUARD_AUTO(mask);
     guard_mask(mask);
     guard_tx_hooks_run(tx);

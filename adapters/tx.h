@@ -298,7 +298,8 @@ typedef struct guard_tx_session {
     uint32_t spares;
     const void *thread; /* of the tree */
     guard_tx *handles;  /* all whose scopes are open */
-    void *reserved[2];  /* NULL */
+    const struct guard_tx_counts *counts; /* the driver's, see guard_metrics.h */
+    void *reserved[1];                    /* NULL */
     guard_error poison; /* code 0: healthy */
 } guard_tx_session;
 

@@ -179,6 +179,7 @@ static guard_outcome run_until_done(attempt *a, guard_result *result)
         if (!may_rerun(a, result, attempts, &first_ms)) {
             return result->outcome;
         }
+        guard_tx_count_retry(a->session);
         guard_tx_backoff(attempts);
     }
 }

@@ -177,6 +177,8 @@ void guard_tx_unlink(guard_tx *tx)
         guard_context_in_call()) {
         tell_undone(tx);
     }
+    guard_tx_count_end(tx);
+    TX_PROBE_OUTCOME(tx);
     tx->session->tx = tx->parent;
     tx->parent = NULL;
     tx->linked = 0;
@@ -214,6 +216,7 @@ void guard_tx_session_open(guard_tx_session *session, const guard_tx_driver *dri
     memset(session, 0, sizeof(*session));
     session->driver = driver;
     session->connection = connection;
+    session->counts = guard_tx_counts_of(driver);
 }
 
 void guard_tx_poison(guard_tx_session *session, const guard_error *error)

@@ -6,8 +6,22 @@
 #include <guard/guard_cancel.h>
 #include <guard/guard_context.h>
 #include <guard/guard_dump.h>
+#include <guard/guard_metrics.h>
 #include <guard/guard_process.h>
 #include <guard/tx.h>
+
+/* USDT probes, see guard/SERVICE.md. */
+#ifdef GUARD_WITH_PROBES
+#include <sys/sdt.h>
+#define TX_PROBE(probe, tx) \
+    DTRACE_PROBE3(guard, probe, (tx)->session->driver->name, (tx)->session->connection, (tx)->savepoint.level)
+#define TX_PROBE_OUTCOME(tx)                                                                                        \
+    DTRACE_PROBE4(guard, tx_outcome, (tx)->session->driver->name, (tx)->session->connection, (tx)->savepoint.level, \
+                  guard_outcome_name((tx)->result.outcome))
+#else
+#define TX_PROBE(probe, tx) ((void)0)
+#define TX_PROBE_OUTCOME(tx) ((void)0)
+#endif
 
 #define GUARD_TX_NAME_MAX 63
 
@@ -57,6 +71,18 @@ guard_tx *guard_tx_open(guard_scope *scope, guard_tx_session *session, const gua
                         const void *driver_options, int kept, const guard_place *place);
 guard_tx *guard_tx_open_savepoint(guard_scope *scope, guard_tx *parent, const char *name, int kept,
                                   const guard_place *place);
+
+/* tx_count.c */
+typedef struct guard_tx_counts guard_tx_counts;
+/* NULL where there are too many drivers. Allocates nothing. */
+const guard_tx_counts *guard_tx_counts_of(const guard_tx_driver *driver);
+/* A handle leaves the tree with its outcome; was resolved after it had. */
+void guard_tx_count_end(const guard_tx *tx);
+void guard_tx_count_resolved(const guard_tx *tx);
+void guard_tx_count_retry(const guard_tx_session *session);
+/* A COMMIT or ROLLBACK that was begun at guard_metrics_clock() and has ended now. */
+void guard_tx_count_commit(const guard_tx_session *session, int64_t begun);
+void guard_tx_count_rollback(const guard_tx_session *session, int64_t begun);
 
 /* tx_hook.c */
 void guard_tx_hooks_run(guard_tx *tx);

@@ -56,6 +56,9 @@
 #include <setjmp.h>
 #include <stddef.h>
 #include <stdint.h>
+#ifdef GUARD_PROBES
+#include <sys/sdt.h>
+#endif
 
 #ifdef __cplusplus
 extern "C" {
@@ -592,6 +595,16 @@ GUARD_API void guard_impl_border_leave(guard_impl_border *border);
 #define GUARD_IMPL_LEAVE_INLINE 0
 #endif
 
+/*
+ * The USDT probe guard:defer(function, argument, place): in the library where it was built with sys/sdt.h; in a program's own code, where
+ * scopes with one deferred function close inline, when it is compiled with -DGUARD_PROBES. See guard/SERVICE.md.
+ */
+#ifdef GUARD_PROBES
+#define GUARD_IMPL_PROBE_DEFER(fn, arg, place) DTRACE_PROBE3(guard, defer, fn, arg, place)
+#else
+#define GUARD_IMPL_PROBE_DEFER(fn, arg, place) ((void)0)
+#endif
+
 #define GUARD_IMPL_LIKELY(x) __builtin_expect(!!(x), 1)
 #define GUARD_IMPL_UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define GUARD_IMPL_PASTE_(a, b) a##b
@@ -673,6 +686,7 @@ static inline __attribute__((always_inline)) void guard_impl_leave(guard_scope *
         record->next = stack->free;
         stack->free = record;
         stack->ran++;
+        GUARD_IMPL_PROBE_DEFER(fn, arg, record->place);
         guard_impl_call(arg, fn); /* when fn panics this returns all the same, see leave.c */
         if (GUARD_IMPL_UNLIKELY(guard_impl_stack == NULL || scope->head != NULL)) {
             guard_impl_leave_run(scope);

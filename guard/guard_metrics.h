@@ -22,7 +22,7 @@
  *
  *   Each thread adds to numbers of its own, without a lock or an atomic instruction; reading sums them, those of ended threads included. A
  *   sum is exact for all that happened before the reading (a join, a lock), and each number by itself is never torn. A
- *   forked child begins at 0.
+ *   forked child begins at 0, and does not ask its parent's collectors, services, breakers and pools.
  *
  * ERRORS
  *

@@ -15,6 +15,15 @@
 #include <stdio.h>
 #include <string.h>
 
+/* The library's own scopes have the probes of guard.h too. A semaphore says whether somebody looks on: else no argument is computed. */
+#ifdef GUARD_WITH_PROBES
+#define GUARD_PROBES
+#define _SDT_HAS_SEMAPHORES 1
+extern unsigned short guard_defer_semaphore __attribute__((visibility("hidden")));
+extern unsigned short guard_panic_semaphore __attribute__((visibility("hidden")));
+extern unsigned short guard_recover_semaphore __attribute__((visibility("hidden")));
+#endif
+
 #include <guard/guard.h>
 #include <guard/guard_cancel.h>
 #include <guard/guard_context.h>
@@ -205,6 +214,27 @@ static inline guard_pool *guard_scope_pool(guard_stack *stack, guard_scope *scop
 /* ---------------------------------------------------------------------------------------------- counting -- */
 
 /* The slots of guard_impl_counts that are the core's. Slot 0 is that of a counter that counts nothing. */
+/* USDT probes, see SERVICE.md. GUARD_IMPL_PROBE_DEFER is in guard.h. */
+#ifdef GUARD_WITH_PROBES
+#define PROBE_PANIC(error, place)                                                         \
+    do {                                                                                  \
+        if (GUARD_IMPL_UNLIKELY(guard_panic_semaphore != 0)) {                            \
+            DTRACE_PROBE5(guard, panic, (error)->domain, (error)->code, (error)->message, \
+                          (place) != NULL ? (place)->file : (error)->file,                \
+                          (place) != NULL ? (place)->line : (error)->line);               \
+        }                                                                                 \
+    } while (0)
+#define PROBE_RECOVER(error, by)                                                                 \
+    do {                                                                                         \
+        if (GUARD_IMPL_UNLIKELY(guard_recover_semaphore != 0)) {                                 \
+            DTRACE_PROBE4(guard, recover, (error)->domain, (error)->code, (error)->message, by); \
+        }                                                                                        \
+    } while (0)
+#else
+#define PROBE_PANIC(error, place) ((void)0)
+#define PROBE_RECOVER(error, by) ((void)0)
+#endif
+
 #define COUNT_SITES 126U
 #define COUNT_DOMAINS 12U /* those of guard_domain, a program's own being GUARD_USER */
 enum {
@@ -296,7 +326,7 @@ typedef struct guard_collector {
     guard_collect_fn *fn;
     void *arg;
     struct guard_collector *next;
-    struct guard_collector **at;
+    struct guard_collector **at; /* NULL: the parent's, in a forked child */
 } guard_collector;
 void guard_collector_open(guard_collector *collector, guard_collect_fn *fn, void *arg);
 void guard_collector_close(guard_collector *collector);
@@ -313,7 +343,7 @@ static inline void guard_site_count(const guard_error *error, const guard_place 
     guard_thread *thread = guard_thread_own;
     const guard_site_memo *memo = guard_site_memo_of(thread, place);
     uint32_t slot = memo->slot;
-    if (GUARD_IMPL_UNLIKELY(error->flags & GUARD_ERROR_CAUGHT)) {
+    if (GUARD_IMPL_UNLIKELY(error->flags & GUARD_ERROR_REPANICKED)) {
         guard_word_add(&thread->counts[COUNT_AGAIN], 1);
         return;
     }
@@ -539,6 +569,9 @@ bool guard_trace_raise(guard_recovery *panic, const void *from, guard_trace *tra
 /* Keeps a trace beyond its panic. */
 void guard_trace_store(const guard_trace *trace, uint32_t number);
 
+/* Raises *error, which a border of the library's own has contained meanwhile: the same panic goes on, and is not counted again. */
+GUARD_NORETURN void guard_raise_on(const guard_error *error);
+
 /* Goes on to the border as a panic does that was recovered; there must be a border. */
 GUARD_NORETURN void guard_raise_recovered(guard_stack *stack);
 
@@ -567,6 +600,7 @@ static inline void guard_record_run(guard_stack *stack, guard_scope *scope, guar
     void *arg = record->arg;
     scope->head = record->next;
     __atomic_signal_fence(__ATOMIC_RELEASE);
+    GUARD_IMPL_PROBE_DEFER(fn, arg, record->place);
     guard_pool_give(guard_scope_pool(stack, scope), record);
     guard_word_add(&stack->hot.ran, 1);
     fn(arg);

@@ -42,8 +42,7 @@ void guard_latch_raise(guard_latch *latch)
 {
     if (latch->code != 0) {
         latch->code = 0;
-        latch->error.flags &= (uint8_t)~GUARD_ERROR_CAUGHT; /* the same panic goes on */
-        guard_panic_error(&latch->error);
+        guard_raise_on(&latch->error);
     }
     guard_raise_held();
 }

@@ -130,6 +130,7 @@ static inline __attribute__((always_inline)) void leave_loop(guard_stack *stack,
                 state.others++;
                 continue;
             }
+            GUARD_IMPL_PROBE_DEFER(fn, arg, record->place);
         } else {
             state.others++;
         }

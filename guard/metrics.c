@@ -213,6 +213,12 @@ void guard_metrics_after_fork(bool is_child)
     if (guard_thread_own != NULL) {
         memset(guard_thread_own->counts, 0, sizeof guard_thread_own->counts);
     }
+    /* What they would ask may have been locked by a thread that the child does not have. */
+    for (guard_collector *next, *collector = collectors; collector != NULL; collector = next) {
+        next = collector->next;
+        collector->at = NULL;
+    }
+    collectors = NULL;
     pthread_mutex_init(&lock, NULL);
 }
 
@@ -235,9 +241,11 @@ void guard_collector_open(guard_collector *collector, guard_collect_fn *fn, void
 void guard_collector_close(guard_collector *collector)
 {
     pthread_mutex_lock(&lock);
-    *collector->at = collector->next;
-    if (collector->next != NULL) {
-        collector->next->at = collector->at;
+    if (collector->at != NULL) {
+        *collector->at = collector->next;
+        if (collector->next != NULL) {
+            collector->next->at = collector->at;
+        }
     }
     pthread_mutex_unlock(&lock);
 }
@@ -248,7 +256,6 @@ static void collector_free(void *arg)
     guard_deallocate(arg);
 }
 
-/* In a forked child too: what it asks for is there, as a copy, until its scope ends. */
 static const guard_kind collector_kind = {
     .name = "collector of metrics", .release = collector_free, .child = collector_free, .flags = GUARD_KIND_HEAP};
 

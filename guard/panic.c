@@ -23,6 +23,12 @@
 
 #include "internal.h"
 
+#ifdef GUARD_WITH_PROBES
+unsigned short guard_defer_semaphore __attribute__((section(".probes")));
+unsigned short guard_panic_semaphore __attribute__((section(".probes")));
+unsigned short guard_recover_semaphore __attribute__((section(".probes")));
+#endif
+
 /* The innermost place that must not be jumped over: an automatic close, or the border. Without a border everything runs. */
 static const void *panic_target(const guard_stack *stack)
 {
@@ -200,6 +206,7 @@ GUARD_NORETURN static void panic_land_border(guard_stack *stack, guard_recovery 
         border->code = panic->error->code;
         border->state = GUARD_IMPL_CAUGHT;
         guard_word_add(&guard_thread_own->counts[COUNT_CONTAINED], 1);
+        PROBE_RECOVER(panic->error, "border");
         if (border->out != NULL) {
             guard_error_copy(border->out, panic->error);
             border->out->flags |= GUARD_ERROR_CAUGHT;
@@ -356,6 +363,7 @@ GUARD_NORETURN static void panic_begin(guard_error *error, const guard_place *pl
         guard_report_uncaught(error);
     }
     guard_site_count(error, place);
+    PROBE_PANIC(error, place);
     guard_raise(stack, error, place, from);
 }
 
@@ -399,6 +407,14 @@ void guard_impl_panic_error(const guard_place *place, const guard_error *error)
     panic_begin(&copy, copy.file[0] == '\0' ? place : NULL, __builtin_return_address(0));
 }
 
+void guard_raise_on(const guard_error *error)
+{
+    guard_error copy;
+    guard_error_copy(&copy, error);
+    copy.flags &= (uint8_t)~GUARD_ERROR_CAUGHT;
+    guard_raise(guard_stack_here(), &copy, NULL, __builtin_return_address(0));
+}
+
 /* ----------------------------------------------------------------------------------------- recovering -- */
 
 int guard_recover(guard_recovery *recovery)
@@ -413,6 +429,7 @@ int guard_recover(guard_recovery *recovery)
     }
     recovery->recovered = true;
     guard_word_add(&guard_thread_own->counts[COUNT_RECOVERED], 1);
+    PROBE_RECOVER(recovery->error, "defer");
     return 1;
 }
 

@@ -28,6 +28,7 @@ static void record_run_copy(guard_pool *pool, guard_impl_record *record)
     _Alignas(16) char bytes[GUARD_COPY_INLINE];
     guard_fn *fn = record->action.fn;
     memcpy(bytes, record->arg, sizeof bytes);
+    GUARD_IMPL_PROBE_DEFER(fn, bytes, record->place);
     guard_pool_give(pool, record->arg);
     guard_pool_give(pool, record);
     guard_word_add(&guard_stack_own->hot.ran, 1);
@@ -38,6 +39,7 @@ static void record_run_copy(guard_pool *pool, guard_impl_record *record)
 static void record_run_heap_copy(guard_scope *scope, guard_impl_record *record)
 {
     guard_fn *fn = record->action.fn;
+    GUARD_IMPL_PROBE_DEFER(fn, record->arg, record->place);
     record->generation++;
     record->action.fn = guard_deallocate;
     record->flags = 0;
@@ -50,6 +52,7 @@ static void record_run_kind(guard_pool *pool, guard_impl_record *record, guard_r
 {
     const guard_kind *kind = record->action.kind;
     void *object = record->arg;
+    GUARD_IMPL_PROBE_DEFER(kind->release, object, record->place);
     guard_pool_give(pool, record);
     guard_word_add(&guard_stack_own->hot.ran, 1);
     if (panic != NULL) {
@@ -65,6 +68,7 @@ static void record_run_recover(guard_pool *pool, guard_impl_record *record, guar
 {
     guard_recover_fn *recover = record->action.recover;
     void *arg = record->arg;
+    GUARD_IMPL_PROBE_DEFER(recover, arg, record->place);
     guard_pool_give(pool, record);
     guard_word_add(&guard_stack_own->hot.ran, 1);
     if (panic == NULL) {
@@ -117,6 +121,7 @@ void guard_record_run_other(guard_stack *stack, guard_scope *scope, guard_recove
     } else {
         guard_fn *fn = record->action.fn;
         void *arg = record->arg;
+        GUARD_IMPL_PROBE_DEFER(fn, arg, record->place);
         guard_pool_give(pool, record);
         guard_word_add(&stack->hot.ran, 1);
         fn(arg);

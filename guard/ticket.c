@@ -124,8 +124,7 @@ static void record_run_heap_copy_off(guard_fn *fn, void *bytes)
     int code = guard_run(heap_copy_run, &copy, &error);
     guard_deallocate(bytes);
     if (code != 0) {
-        error.flags &= (uint8_t)~GUARD_ERROR_CAUGHT; /* the same panic goes on */
-        guard_panic_error(&error);
+        guard_raise_on(&error);
     }
     if (!copy.returned) {
         guard_stack *stack = guard_stack_own;
@@ -173,6 +172,8 @@ void guard_release(guard_ticket ticket)
     record_take_off(stack, record);
     if (!(copy.flags & GUARD_IMPL_INHERITED)) {
         guard_word_add(&stack->hot.ran, 1);
+        GUARD_IMPL_PROBE_DEFER(copy.flags & GUARD_IMPL_KIND ? copy.action.kind->release : copy.action.fn, copy.arg,
+                               copy.place);
     }
     record_run_off(pool, &copy);
     guard_raise_held();

@@ -567,8 +567,9 @@ static size_t taken_size;
 static void *take_slowly(void *arg)
 {
     ssize_t got;
-    while ((got = read(ends[0], taken + taken_size, 1000)) > 0) {
-        taken_size += (size_t)got;
+    while ((got = read(ends[0], taken + taken_size, 1000)) != 0) {
+        ck_assert(got > 0 || errno == EINTR); /* the signals come to any thread */
+        taken_size += got > 0 ? (size_t)got : 0;
     }
     return arg;
 }
@@ -652,13 +653,19 @@ static int count_in_child(void)
     GUARD_AUTO(s);
     guard_counter_add(inherited, 2);
     guard_run(raise_there, NULL, NULL);
+    guard_metrics_collect(s, collect, "child");
     const char *text = guard_metrics_text(s, NULL);
+    if (exposition_value(text, "level{of=\"child\"}") != 1 || exposition_has(text, "level{of=\"parent\"}")) {
+        return 2;
+    }
     return exposition_value(text, "apples_total") == 2 && exposition_sum(text, "guard_panics_total") == 1 ? 0 : 1;
 }
 
 START_TEST(a_forked_child_begins_at_0_and_its_parent_goes_on)
 {
+    GUARD_AUTO(s);
     int status;
+    guard_metrics_collect(s, collect, "parent");
     inherited = guard_counter_open(&apples, NULL, 0);
     guard_counter_add(inherited, 5);
     guard_run(raise_there, NULL, NULL);
@@ -669,6 +676,7 @@ START_TEST(a_forked_child_begins_at_0_and_its_parent_goes_on)
     ck_assert_int_eq(waitpid(pid, &status, 0), pid);
     ck_assert_int_eq(status, 0);
     ck_assert_int_eq(guard_counter_read(inherited), 5);
+    ck_assert_int_eq(exposition_value(read_page(s), "level{of=\"parent\"}"), 1);
 }
 END_TEST
 

@@ -11,8 +11,10 @@
 #include <unistd.h>
 
 #include <guard/guard.h>
+#include <guard/guard_metrics.h>
 #include <guard/guard_pq.h>
 
+#include "exposition.h"
 #include "server.h"
 #include "suite.h"
 
@@ -74,6 +76,38 @@ START_TEST(an_idle_connection_is_used_again_as_it_is)
     ck_assert_uint_eq(stats().takes, 2);
     ck_assert_uint_eq(stats().idle, 1);
     ck_assert_uint_eq(stats().taken, 0);
+}
+END_TEST
+
+static void write_a_row(guard_tx *tx, void *arg)
+{
+    (void)tx;
+    GUARD_AUTO(s);
+    guard_pq_exec(s, arg, "CREATE TEMPORARY TABLE t(a int)");
+}
+
+START_TEST(a_pool_is_in_the_metrics_by_its_name_while_it_lives)
+{
+    GUARD_AUTO(s);
+    {
+        GUARD_AUTO(inner);
+        const guard_pq_pool_options options = {.max = 3, .name = "bank"};
+        pool = guard_pq_pool_open(inner, "", &options);
+        use(NULL);
+        guard_pq *pq = guard_pq_pool_take(inner, pool, 0);
+        guard_pq_transact(pq, write_a_row, pq, NULL, NULL);
+        const char *text = guard_metrics_text(s, NULL);
+        exposition_check(text);
+        ck_assert_int_eq(exposition_value(text, "guard_pool_connections{pool=\"bank\",state=\"taken\"}"), 1);
+        ck_assert_int_eq(exposition_value(text, "guard_pool_connections{pool=\"bank\",state=\"idle\"}"), 0);
+        ck_assert_int_eq(exposition_value(text, "guard_pool_events_total{pool=\"bank\",event=\"take\"}"), 2);
+        ck_assert_int_eq(exposition_value(text, "guard_pool_events_total{pool=\"bank\",event=\"opened\"}"), 1);
+        ck_assert_int_eq(exposition_value(text, "guard_pool_waiting{pool=\"bank\"}"), 0);
+        ck_assert_int_eq(
+            exposition_value(text, "guard_transactions_total{database=\"postgresql\",outcome=\"committed\"}"), 1);
+        ck_assert_int_eq(exposition_value(text, "guard_transaction_commit_seconds_count{database=\"postgresql\"}"), 1);
+    }
+    ck_assert_ptr_null(strstr(guard_metrics_text(s, NULL), "guard_pool"));
 }
 END_TEST
 
@@ -396,6 +430,7 @@ int main(void)
 {
     const TTest *const tests[] = {
         an_idle_connection_is_used_again_as_it_is,
+        a_pool_is_in_the_metrics_by_its_name_while_it_lives,
         an_open_or_failed_transaction_is_rolled_back_and_the_connection_used_again,
         an_active_or_dead_connection_is_discarded_and_replaced,
         a_connection_that_died_while_idle_is_replaced,
