@@ -150,6 +150,13 @@ static void note_rollback(void *arg)
     db->rolled_back = 1;
 }
 
+static int note_commit(void *arg)
+{
+    guard_sqlite *db = arg;
+    db->committed_elsewhere |= !db->committing;
+    return 0;
+}
+
 static int set_up(guard_sqlite *db, const guard_sqlite_options *options)
 {
     /*
@@ -162,6 +169,7 @@ static int set_up(guard_sqlite *db, const guard_sqlite_options *options)
     sqlite3_extended_result_codes(db->raw, 1);
     sqlite3_busy_handler(db->raw, guard_sqlite_busy_handler, db);
     sqlite3_progress_handler(db->raw, GUARD_SQLITE_PROGRESS, guard_sqlite_progress, db);
+    sqlite3_commit_hook(db->raw, note_commit, db);
     sqlite3_rollback_hook(db->raw, note_rollback, db);
     int rc = guard_sqlite_call_sql(db, synchronous[options != NULL ? options->synchronous : 0]);
     if (rc == SQLITE_OK && !(flags & GUARD_SQLITE_NO_FOREIGN_KEYS)) {

@@ -42,8 +42,10 @@
  *   - Some failures make SQLite roll the whole transaction back (SQLITE_FULL, _IOERR, _NOMEM, _INTERRUPT, INSERT OR ROLLBACK;
  *     https://sqlite.org/lang_transaction.html). The guard is then ROLLED_BACK, no ROLLBACK is sent, and each further statement
  *     through this library panics with GUARD_TX_OVER instead of running on its own.
- *   - COMMIT, END, ROLLBACK and BEGIN as SQL through this library are misuse. Sent behind its back with the raw handle,
- *     the outcome is IN_DOUBT with GUARD_NOTE_ENDED_ELSEWHERE unless it is known.
+ *   - COMMIT, END and ROLLBACK as SQL through this library are misuse, BEGIN is SQLite's error. Sent behind its back with the raw
+ *     handle, the outcome is IN_DOUBT with GUARD_NOTE_ENDED_ELSEWHERE unless it is known. What the program then begins with the raw
+ *     handle is its own: the guard does not end it. An adopted handle that is told COMMIT or ROLLBACK and then BEGIN, all
+ *     behind the guard's back, is the one thing that it cannot see: there, it takes the new transaction for its own.
  *
  * COMMIT
  *
@@ -54,11 +56,15 @@
  *   I/O error     the answer is lost: in WAL mode the commit may be in the file, and a crash would revive it. The outcome is
  *                 IN_DOUBT. With a marker or a probe it is resolved within resolve_ms, or later by guard_sqlite_resolve: it writes
  *                 a fence over the doubtful frames, and what the marker said then is the truth for good.
- *   Several files in WAL mode (ATTACH): SQLite commits each file atomically, but not all of them together; after
+ *   Several files (ATTACH), one of them in WAL mode: SQLite commits each file atomically, but not all of them together; after
  *                 a crash or an I/O error one may have it and another not (https://sqlite.org/lang_attach.html). A failed COMMIT
  *                 is then IN_DOUBT with GUARD_NOTE_MANY_FILES. In rollback-journal mode they are atomic together.
  *                 `synchronous` is of each file: an attached one begins with SQLite's FULL (PRAGMA name.synchronous).
  *   In memory     there is no file to be in doubt: a failed COMMIT is ROLLED_BACK.
+ *   Stopped       by a progress handler or WAL hook of the program's that fails it behind the commit: IN_DOUBT, though it is mostly
+ *                 committed.
+ *   journal_mode  OFF: SQLite cannot take back what it has written already. The outcome of a rollback is then IN_DOUBT, and the
+ *                 connection poisoned. MEMORY: a process that dies in the middle of a COMMIT leaves a damaged file.
  *
  * THREADS
  *
@@ -121,7 +127,8 @@ typedef struct guard_sqlite_options {
  * Opens a database for the scope. options NULL is all defaults: read and write, created where missing, foreign keys on, 5 s of
  * waiting, synchronous FULL. Panics with the reason, names the file, and leaves nothing open.
  *
- * On connections opened here the busy handler is the library's; setting another on the raw handle takes its place.
+ * On connections opened here the busy and progress handlers and the commit and rollback hooks are the library's; setting others on
+ * the raw handle takes their place, and with it what they are for: waiting, cancelling, seeing what is done behind the guard's back.
  */
 #define guard_sqlite_open(scope, path, options) guard_sqlite_open_at((scope), (path), (options), GUARD_HERE)
 GUARD_API guard_sqlite *guard_sqlite_open_at(guard_scope *scope, const char *path, const guard_sqlite_options *options,

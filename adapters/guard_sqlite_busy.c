@@ -58,7 +58,8 @@ int guard_sqlite_control_waiting(guard_sqlite *db, control which, int32_t limit_
     int rc = guard_sqlite_call_control(db, which);
     while (GUARD_IMPL_UNLIKELY(guard_sqlite_is_busy(rc))) {
         /* COMMIT is also refused, at once, while a statement of this connection is in the middle of writing. */
-        if (!(which == CONTROL_COMMIT && guard_sqlite_reset_writers(db->raw)) && !guard_sqlite_wait_again(&db->wait)) {
+        int writers = which == CONTROL_COMMIT ? guard_sqlite_reset_writers(db) : 0;
+        if (writers < 0 || (writers == 0 && !guard_sqlite_wait_again(&db->wait))) {
             break;
         }
         rc = guard_sqlite_call_control(db, which);

@@ -63,15 +63,34 @@ void guard_sqlite_describe_error(sqlite3 *raw, int rc, const char *sql, guard_er
 void guard_sqlite_note_error(guard_sqlite *db, int rc, const char *sql, guard_error *error)
 {
     guard_sqlite_describe_error(db->raw, rc, sql, error);
-    if (db->session.tx == NULL) {
-        return;
-    }
-    if (!db->has_first_error) {
+    if (db->session.tx != NULL && !db->has_first_error) {
         db->first_error = *error;
         db->has_first_error = 1;
     }
-    /* A statement that fails and leaves no transaction has taken all of it back (lang_transaction.html, 3). */
-    if (sqlite3_get_autocommit(db->raw)) {
+}
+
+/*
+ * What may take a whole transaction back (lang_transaction.html, 3; lang_conflict.html, ROLLBACK). Any other failure after which there is
+ * none comes from SQL behind our back, whose end we did not see.
+ */
+static int may_end(int rc)
+{
+    switch (rc & 0xff) {
+    case SQLITE_FULL:
+    case SQLITE_IOERR:
+    case SQLITE_NOMEM:
+    case SQLITE_BUSY:
+    case SQLITE_INTERRUPT:
+    case SQLITE_CONSTRAINT:
+        return 1;
+    default:
+        return rc == SQLITE_ABORT_ROLLBACK;
+    }
+}
+
+void guard_sqlite_note_end(guard_sqlite *db, int rc)
+{
+    if (db->session.tx != NULL && sqlite3_get_autocommit(db->raw) && may_end(rc)) {
         db->rolled_back = 1;
     }
 }
@@ -87,6 +106,7 @@ void guard_sqlite_raise(guard_sqlite *db, int rc, const char *sql, const guard_p
 {
     guard_error error;
     guard_sqlite_note_error(db, rc, sql, &error);
+    guard_sqlite_note_end(db, rc);
     guard_sqlite_raise_cancel(rc, place);
     guard_impl_panic_error(place, &error);
     __builtin_unreachable();

@@ -2,6 +2,8 @@
 /* SQL that is run once: exec, exec with a callback, a single number. */
 #include "guard_sqlite_internal.h"
 
+#include <string.h>
+
 static void finalize_local(void *stmt)
 {
     guard_sqlite_detach_stmt(stmt);
@@ -95,6 +97,9 @@ int guard_sqlite_exec_rows_at(guard_sqlite *db, const char *sql, guard_sqlite_ro
     }
     guard_error error;
     guard_sqlite_note_error(db, rc, sql, &error);
+    if (strchr(sql, ';') == NULL) {
+        guard_sqlite_note_end(db, rc); /* of several, a former one may have been a COMMIT */
+    }
     guard_latch_raise(&call.latch);
     guard_latch_raise(&db->latch);
     if ((rc & 0xff) == SQLITE_ABORT && call.answer != 0) {

@@ -47,7 +47,10 @@ static void run_in_border(call *c, guard_fn *fn)
         sqlite3_result_error(c->context, "the guard of this function has ended", -1);
         return;
     }
-    if (guard_latch_run(&db->latch, fn, c) != 0) {
+    db->inside++;
+    int failed = guard_latch_run(&db->latch, fn, c);
+    db->inside--;
+    if (failed != 0) {
         sqlite3_result_error(c->context, db->latch.error.message, -1);
         drop_unclaimed(db);
     }

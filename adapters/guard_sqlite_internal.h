@@ -50,6 +50,7 @@ struct guard_sqlite {
     unsigned reading; /* statements of ours that stand on a row */
     int watched;      /* a transaction is open, or the connection is poisoned: look before each statement */
     unsigned calls;   /* calls of ours that SQLite is in: a latched panic has somebody who raises it */
+    unsigned inside;  /* functions of the program's that SQLite is in: a statement is in its middle */
     pthread_t thread; /* of the open transaction */
     int32_t busy_ms;  /* never 0 */
     int waiting;      /* `wait` belongs to a BEGIN or COMMIT */
@@ -63,7 +64,9 @@ struct guard_sqlite {
     sql_function *functions;
     /* The open transaction, or the latest one. */
     guard_sqlite_tx_options options;
-    int rolled_back; /* it is known that SQLite rolled it back */
+    int rolled_back;         /* it is known that SQLite rolled it back */
+    int committed_elsewhere; /* SQL that we did not see committed, or tried to (opened connections) */
+    int committing;          /* COMMIT is ours */
     int has_first_error;
     guard_error first_error; /* of a statement in it, which the program may have swallowed */
     char marker_session[33]; /* empty until a marker is needed; a session left in doubt is retired */
@@ -84,8 +87,10 @@ struct guard_sqlite_stmt {
 
 /* guard_sqlite_error.c: what SQLite says about `rc`, as it stands now. sql may be NULL. */
 void guard_sqlite_describe_error(sqlite3 *raw, int rc, const char *sql, guard_error *error);
-/* The same; and remembers it for the open transaction, with what became of that. */
+/* The same; and remembers it for the open transaction. */
 void guard_sqlite_note_error(guard_sqlite *db, int rc, const char *sql, guard_error *error);
+/* After one statement of ours has failed with rc: remembers where that was the end of the open transaction. */
+void guard_sqlite_note_end(guard_sqlite *db, int rc);
 void guard_sqlite_raise(guard_sqlite *db, int rc, const char *sql, const guard_place *place) GUARD_NORETURN;
 
 /* guard_sqlite_call.c: every call in which SQLite may wait, or run the program's functions. */
@@ -118,6 +123,8 @@ int guard_sqlite_control_waiting(guard_sqlite *db, control which, int32_t limit_
 int guard_sqlite_look(guard_sqlite *db, const guard_place *place);
 int guard_sqlite_prepare_into(guard_sqlite_stmt *stmt, guard_sqlite *db, const char **sql, const guard_place *place);
 void guard_sqlite_detach_stmt(guard_sqlite_stmt *stmt);
+/* Ends the reading of every statement; of an adopted handle only ours. */
+void guard_sqlite_reset_all(guard_sqlite *db);
 
 /* 1 in a forked child for a connection of the parent's, after the misuse was told. */
 int guard_sqlite_is_inherited(const guard_sqlite *db, const guard_place *place);
@@ -131,10 +138,12 @@ static inline int guard_sqlite_may_run(guard_sqlite *db, const guard_place *plac
 
 /* guard_sqlite_tx.c */
 extern const guard_tx_driver guard_sqlite_driver;
-int guard_sqlite_reset_writers(sqlite3 *raw);
+int guard_sqlite_reset_writers(guard_sqlite *db);
 
 /* guard_sqlite_doubt.c: what a failed COMMIT that left no transaction means; fills notes and token. */
 guard_outcome guard_sqlite_judge_commit(guard_sqlite *db, int rc, int wrote, guard_result *result);
+/* 1 after a rollback of which parts may be in a file all the same. */
+int guard_sqlite_cannot_undo(guard_sqlite *db);
 int guard_sqlite_prepare_marker(guard_sqlite *db, guard_error *error);
 int guard_sqlite_write_marker(guard_sqlite *db);
 /* guard_sqlite_resolve.c */

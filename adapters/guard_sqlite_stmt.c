@@ -48,7 +48,7 @@ int guard_sqlite_look(guard_sqlite *db, const guard_place *place)
             guard_impl_misuse(place, GUARD_MISUSE_THREAD, "the connection is in a transaction of another thread");
             return 0;
         }
-        if (sqlite3_get_autocommit(db->raw)) {
+        if (sqlite3_get_autocommit(db->raw) || db->rolled_back) {
             guard_tx_refuse(&db->session, place);
         }
         return 1;
@@ -64,12 +64,14 @@ int guard_sqlite_look(guard_sqlite *db, const guard_place *place)
     return 1;
 }
 
-/* Past white space and comments. */
+/* Past white space (a byte order mark too, as SQLite takes it) and comments. */
 static const char *first_word(const char *sql)
 {
     for (;;) {
         sql += strspn(sql, " \t\r\n\f;");
-        if (sql[0] == '-' && sql[1] == '-') {
+        if (strncmp(sql, "\xEF\xBB\xBF", 3) == 0) {
+            sql += 3;
+        } else if (sql[0] == '-' && sql[1] == '-') {
             sql += strcspn(sql, "\n");
         } else if (sql[0] == '/' && sql[1] == '*') {
             const char *end = strstr(sql + 2, "*/");
@@ -268,6 +270,7 @@ static void GUARD_NORETURN fail_step(guard_sqlite *db, guard_sqlite_stmt *stmt, 
 {
     guard_error error;
     guard_sqlite_note_error(db, rc, sqlite3_sql(stmt->raw), &error);
+    guard_sqlite_note_end(db, rc);
     sqlite3_reset(stmt->raw);
     set_stepped(stmt, 0);
     guard_latch_raise(&db->latch);
@@ -317,6 +320,19 @@ void guard_sqlite_reset(guard_sqlite_stmt *stmt)
     if (stmt != NULL && stmt->raw != NULL) {
         sqlite3_reset(stmt->raw);
         set_stepped(stmt, 0);
+    }
+}
+
+void guard_sqlite_reset_all(guard_sqlite *db)
+{
+    if (db->calls != 0 || db->inside != 0) {
+        return; /* SQLite is in the middle of one */
+    }
+    for (guard_sqlite_stmt *stmt = db->statements; stmt != NULL; stmt = stmt->next) {
+        guard_sqlite_reset(stmt);
+    }
+    for (sqlite3_stmt *stmt = NULL; !db->adopted && (stmt = sqlite3_next_stmt(db->raw, stmt)) != NULL;) {
+        sqlite3_reset(stmt);
     }
 }
 

@@ -2,9 +2,13 @@
 /*
  * What tx.h asks of a database, for SQLite.
  *
- * Whether there is a transaction is sqlite3_get_autocommit's to say, each time; `rolled_back` only says how one ended that is gone:
+ * Whether there is a transaction is sqlite3_get_autocommit's to say, each time; `rolled_back` says how one ended that is gone:
  * the rollback hook (opened connections) or a failed statement of ours told so. A transaction that is gone without either was ended by
  * SQL that we did not see, and its outcome is not known.
+ *
+ * That there is one does not prove that it is ours: SQL behind our back may have ended ours and begun another.
+ *   - rolled_back: ours is gone for good, and what is open is the program's own; we leave it alone.
+ *   - committed_elsewhere: part of ours may be committed; it is no longer told as rolled back.
  */
 #include "guard_sqlite_internal.h"
 
@@ -12,17 +16,34 @@
 
 static guard_tx_status driver_status(void *connection)
 {
-    guard_sqlite *db = connection;
-    return sqlite3_get_autocommit(db->raw) ? GUARD_TX_IDLE : GUARD_TX_ACTIVE;
+    const guard_sqlite *db = connection;
+    int is_gone = sqlite3_get_autocommit(db->raw) || (db->session.tx != NULL && db->rolled_back);
+    return is_gone ? GUARD_TX_IDLE : GUARD_TX_ACTIVE;
 }
 
-/* A tree begins: what is known of the former one is forgotten. */
+/* A tree has begun: what is known of the former one, and of attempts to begin, is forgotten. */
 static void start_tree(guard_sqlite *db)
 {
     db->rolled_back = 0;
+    db->committed_elsewhere = 0;
     db->has_first_error = 0;
     db->thread = pthread_self();
     db->watched = 1;
+}
+
+/*
+ * ROLLBACK, repeated where it was stopped: an interrupt holds until no statement of the connection is running any more
+ * (c3ref/interrupt.html), so that one which is being read would stop it for ever. That one is reset then; of an adopted handle
+ * only ours.
+ */
+static int send_rollback(guard_sqlite *db)
+{
+    int rc = guard_sqlite_call_control(db, CONTROL_ROLLBACK);
+    for (int tries = 0; GUARD_IMPL_UNLIKELY(!sqlite3_get_autocommit(db->raw)) && tries < 3; tries++) {
+        guard_sqlite_reset_all(db);
+        rc = guard_sqlite_call_control(db, CONTROL_ROLLBACK);
+    }
+    return rc;
 }
 
 /* -------------------------------------------------------------------------------------------------- begin */
@@ -52,7 +73,6 @@ static int driver_begin(void *connection, const void *options, guard_error *erro
     static const guard_sqlite_tx_options defaults;
     guard_sqlite *db = connection;
     db->options = options != NULL ? *(const guard_sqlite_tx_options *)options : defaults;
-    start_tree(db);
     int code = prepare_ends(db, error);
     if (GUARD_IMPL_UNLIKELY(code != 0)) {
         return code;
@@ -60,9 +80,13 @@ static int driver_begin(void *connection, const void *options, guard_error *erro
     int32_t limit_ms = db->options.busy_ms != 0 ? db->options.busy_ms : db->busy_ms;
     int rc = guard_sqlite_control_waiting(db, (control)(CONTROL_BEGIN + db->options.mode), limit_ms);
     if (GUARD_IMPL_LIKELY(rc == SQLITE_OK)) {
+        start_tree(db);
         return 0;
     }
     guard_sqlite_describe_error(db->raw, rc, "BEGIN", error);
+    if (GUARD_IMPL_UNLIKELY(!sqlite3_get_autocommit(db->raw))) {
+        send_rollback(db); /* a progress handler of the program's stopped BEGIN behind its end */
+    }
     if (guard_sqlite_is_busy(rc)) {
         snprintf(error->hint, sizeof(error->hint), "another connection held it for %d ms: raise busy_ms, or end it",
                  (int)limit_ms);
@@ -74,13 +98,18 @@ static int driver_begin(void *connection, const void *options, guard_error *erro
 
 /*
  * Resets the statements that write and were not read to their end. All their changes were made by the first step
- * (lang_returning.html, 2.1), so that nothing is lost but rows nobody asked for. Returns how many there were.
+ * (lang_returning.html, 2.1), so that nothing is lost but rows nobody asked for. Returns how many there were; or -1 in a function that
+ * SQLite has called: one of them is in its middle, and resetting that would pull it away under SQLite's feet.
  */
-int guard_sqlite_reset_writers(sqlite3 *raw)
+int guard_sqlite_reset_writers(guard_sqlite *db)
 {
+    int running = db->calls != 0 || db->inside != 0;
     int count = 0;
-    for (sqlite3_stmt *stmt = NULL; (stmt = sqlite3_next_stmt(raw, stmt)) != NULL;) {
+    for (sqlite3_stmt *stmt = NULL; (stmt = sqlite3_next_stmt(db->raw, stmt)) != NULL;) {
         if (sqlite3_stmt_busy(stmt) && !sqlite3_stmt_readonly(stmt)) {
+            if (running) {
+                return -1;
+            }
             sqlite3_reset(stmt);
             count++;
         }
@@ -88,17 +117,39 @@ int guard_sqlite_reset_writers(sqlite3 *raw)
     return count;
 }
 
+/* What is open was rolled back: all of the transaction, unless SQL that we did not see has committed before. */
+static guard_outcome tell_rollback(guard_sqlite *db, guard_result *result)
+{
+    if (GUARD_IMPL_UNLIKELY(db->committed_elsewhere)) {
+        result->notes |= GUARD_NOTE_ENDED_ELSEWHERE;
+        return GUARD_IN_DOUBT;
+    }
+    if (GUARD_IMPL_UNLIKELY(guard_sqlite_cannot_undo(db))) {
+        guard_error later;
+        guard_error_set(&later, GUARD_TX, GUARD_TX_IN_DOUBT,
+                        "with journal_mode = OFF, SQLite cannot take back what it has written");
+        if (result->has_error) {
+            guard_error_attach(&result->error, &later, GUARD_ATTACHED);
+        } else {
+            result->error = later;
+            result->has_error = 1;
+        }
+        return GUARD_IN_DOUBT;
+    }
+    return GUARD_ROLLED_BACK;
+}
+
 /* The transaction is gone without a COMMIT of ours. */
 static guard_outcome tell_end(guard_sqlite *db, guard_result *result)
 {
     result->has_error = 1;
-    if (db->rolled_back) {
+    if (db->rolled_back && !db->committed_elsewhere) {
         if (db->has_first_error) {
             result->error = db->first_error;
         } else {
             guard_error_set(&result->error, GUARD_TX, GUARD_TX_ROLLED_BACK, "SQLite has rolled the transaction back");
         }
-        return GUARD_ROLLED_BACK;
+        return tell_rollback(db, result);
     }
     result->notes |= GUARD_NOTE_ENDED_ELSEWHERE;
     guard_error_set(&result->error, GUARD_TX, GUARD_TX_IN_DOUBT,
@@ -114,9 +165,9 @@ static guard_outcome give_up_commit(guard_sqlite *db, int32_t limit_ms, guard_re
 {
     snprintf(result->error.hint, sizeof(result->error.hint), "other connections used it for %d ms: raise commit_ms",
              (int)limit_ms);
-    int rc = guard_sqlite_call_control(db, CONTROL_ROLLBACK);
+    int rc = send_rollback(db);
     if (sqlite3_get_autocommit(db->raw)) {
-        return GUARD_ROLLED_BACK;
+        return tell_rollback(db, result);
     }
     guard_error later;
     guard_sqlite_describe_error(db->raw, rc, "ROLLBACK", &later);
@@ -135,7 +186,8 @@ static guard_outcome fail_commit(guard_sqlite *db, int rc, int wrote, int32_t li
     guard_sqlite_describe_error(db->raw, rc, "COMMIT", &result->error);
     result->has_error = 1;
     if (sqlite3_get_autocommit(db->raw)) {
-        return guard_sqlite_judge_commit(db, rc, wrote, result);
+        guard_outcome outcome = guard_sqlite_judge_commit(db, rc, wrote, result);
+        return outcome == GUARD_ROLLED_BACK ? tell_rollback(db, result) : outcome;
     }
     return guard_sqlite_is_busy(rc) ? give_up_commit(db, limit_ms, result) : GUARD_OPEN;
 }
@@ -160,7 +212,7 @@ static int has_reader(guard_sqlite *db)
 static guard_outcome driver_commit(void *connection, guard_result *result)
 {
     guard_sqlite *db = connection;
-    if (GUARD_IMPL_UNLIKELY(sqlite3_get_autocommit(db->raw))) {
+    if (GUARD_IMPL_UNLIKELY(sqlite3_get_autocommit(db->raw) || db->rolled_back)) {
         return tell_end(db, result);
     }
     int wrote = may_have_written(db);
@@ -171,10 +223,14 @@ static guard_outcome driver_commit(void *connection, guard_result *result)
         }
     }
     int32_t limit_ms = db->options.commit_ms != 0 ? db->options.commit_ms : db->busy_ms;
+    db->committing = 1;
     int rc = guard_sqlite_control_waiting(db, CONTROL_COMMIT, limit_ms);
     if (GUARD_IMPL_UNLIKELY(rc != SQLITE_OK)) {
-        return fail_commit(db, rc, wrote, limit_ms, result);
+        guard_outcome outcome = fail_commit(db, rc, wrote, limit_ms, result);
+        db->committing = 0; /* not before: resolving is a COMMIT of ours too */
+        return outcome;
     }
+    db->committing = 0;
     if (GUARD_IMPL_UNLIKELY(has_reader(db))) {
         result->notes |= GUARD_NOTE_READER_LEFT_OPEN;
     }
@@ -188,9 +244,9 @@ static guard_outcome driver_commit(void *connection, guard_result *result)
 static guard_outcome driver_rollback(void *connection, guard_result *result)
 {
     guard_sqlite *db = connection;
-    int rc = guard_sqlite_call_control(db, CONTROL_ROLLBACK);
+    int rc = send_rollback(db);
     if (GUARD_IMPL_LIKELY(sqlite3_get_autocommit(db->raw))) {
-        return GUARD_ROLLED_BACK;
+        return tell_rollback(db, result);
     }
     guard_sqlite_describe_error(db->raw, rc, "ROLLBACK", &result->error);
     result->has_error = 1;
@@ -212,6 +268,7 @@ static int run_savepoint(guard_sqlite *db, control first, const char *verb, cons
 static int fail_savepoint(guard_sqlite *db, int rc, const char *verb, guard_error *error)
 {
     guard_sqlite_note_error(db, rc, verb, error);
+    guard_sqlite_note_end(db, rc);
     return error->code;
 }
 
@@ -231,7 +288,7 @@ static int driver_release(void *connection, const guard_tx_savepoint *savepoint,
 {
     guard_sqlite *db = connection;
     int rc = run_savepoint(db, CONTROL_RELEASE, "RELEASE", savepoint);
-    if (GUARD_IMPL_UNLIKELY(rc == SQLITE_BUSY && guard_sqlite_reset_writers(db->raw))) {
+    if (GUARD_IMPL_UNLIKELY(rc == SQLITE_BUSY && guard_sqlite_reset_writers(db) > 0)) {
         rc = run_savepoint(db, CONTROL_RELEASE, "RELEASE", savepoint);
     }
     return GUARD_IMPL_LIKELY(rc == SQLITE_OK) ? 0 : fail_savepoint(db, rc, "RELEASE", error);
