@@ -279,18 +279,6 @@ static void close_session(void *arg)
     guard_tx_session_close(&db->session);
 }
 
-/* A statement without SQL is the inside of a raw blob of the program's, which will finalise it itself. */
-static void finalize_raw(sqlite3 *raw)
-{
-    sqlite3_stmt *next;
-    for (sqlite3_stmt *stmt = sqlite3_next_stmt(raw, NULL); stmt != NULL; stmt = next) {
-        next = sqlite3_next_stmt(raw, stmt);
-        if (sqlite3_sql(stmt) != NULL) {
-            sqlite3_finalize(stmt);
-        }
-    }
-}
-
 static void finalize_statements(guard_sqlite *db)
 {
     for (size_t i = 0; i < CONTROL_COUNT; i++) {
@@ -300,19 +288,54 @@ static void finalize_statements(guard_sqlite *db)
         guard_sqlite_detach_stmt(db->statements);
     }
     if (!db->adopted) {
-        finalize_raw(db->raw);
+        guard_sqlite_reset_raw(db->raw);
     }
 }
 
-/* 0, or 1 with *error filled: a raw blob or backup of the program's is still open. */
+/*
+ * Finalises the statements that the program has left. Those of virtual tables (FTS5, R-tree) are in the same list and are not to be
+ * touched: SQLite ends them itself when it closes, unless a statement of the program's still uses their table. Where there is a
+ * virtual table the two cannot be told apart, and nothing is finalised. A statement without SQL is the inside of a raw blob.
+ */
+static void finalize_raw(guard_sqlite *db)
+{
+    sqlite3_stmt *next;
+    sqlite3_stmt *query = NULL;
+    int rc = guard_sqlite_call_prepare(db, "SELECT 1 FROM pragma_table_list WHERE type = 'virtual'", -1, 0, &query,
+                                       NULL);
+    if (rc == SQLITE_OK) {
+        rc = guard_sqlite_call_step(db, query);
+    }
+    sqlite3_finalize(query);
+    if (rc != SQLITE_DONE) {
+        return;
+    }
+    for (sqlite3_stmt *stmt = sqlite3_next_stmt(db->raw, NULL); stmt != NULL; stmt = next) {
+        next = sqlite3_next_stmt(db->raw, stmt);
+        if (sqlite3_sql(stmt) != NULL) {
+            sqlite3_finalize(stmt);
+        }
+    }
+}
+
+/* 0, or 1 with *error filled: a raw blob, backup or (of a virtual table) statement of the program's is still open. */
 static int close_raw(guard_sqlite *db, guard_error *error)
 {
+    /* It ends the virtual tables that nobody uses also where it then refuses to close (main.c, sqlite3Close). */
     int rc = guard_sqlite_call_close(db->raw);
     if (rc == SQLITE_OK) {
         return 0;
     }
+    finalize_raw(db);
+    rc = guard_sqlite_call_close(db->raw);
+    if (rc == SQLITE_OK) {
+        return 0;
+    }
     guard_sqlite_describe_error(db->raw, rc, NULL, error);
-    /* Nothing of ours is left, so that the zombie ends with the program's own blob or backup. */
+    if (!sqlite3_get_autocommit(db->raw)) {
+        guard_sqlite_call_sql(db, "ROLLBACK");
+    }
+    /* Nothing of ours is left and no lock, so that the zombie ends with what the program has. */
     sqlite3_close_v2(db->raw);
     return 1;
 }

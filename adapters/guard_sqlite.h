@@ -51,7 +51,8 @@
  *
  *   BUSY          another connection reads or writes: COMMIT is retried until commit_ms, then it is rolled back.
  *   787 and other deferred constraints: the transaction stays OPEN and can be mended; leaving the scope rolls back.
- *   Statements that write and were not read to their end (INSERT ... RETURNING) are reset: their rows are in. A SELECT that is
+ *   Statements that write and were not read to their end (INSERT ... RETURNING) are reset: their rows are in; writable blobs are
+ *                 closed; not in a function that such a statement calls, where COMMIT fails (SQLITE_BUSY). A SELECT that is
  *                 not at its end does not hinder; it keeps its snapshot, and the result has GUARD_NOTE_READER_LEFT_OPEN.
  *   I/O error     the answer is lost: in WAL mode the commit may be in the file, and a crash would revive it. The outcome is
  *                 IN_DOUBT. With a marker or a probe it is resolved within resolve_ms, or later by guard_sqlite_resolve: it writes
@@ -146,8 +147,8 @@ GUARD_API guard_sqlite *guard_sqlite_adopt_at(guard_scope *scope, sqlite3 *raw, 
 /*
  * Ends the guard before its scope does: rolls back, finalises all statements (of an opened connection the raw ones too), closes blobs
  * and backups, then the connection, unless it was adopted. The pointer is invalid afterwards; statements, blobs and
- * transactions of it stay valid as handles, and using them is misuse. Panics when SQLite could not close (a raw blob or backup of
- * the program is still open). Misuse in a function that a statement of this connection called.
+ * transactions of it stay valid as handles, and using them is misuse. Panics when SQLite could not close: a raw blob or backup of
+ * the program is still open or, in a database with virtual tables, a raw statement; it holds no lock then. Misuse in a function that a statement of this connection called.
  */
 GUARD_API void guard_sqlite_close(guard_sqlite *db);
 

@@ -10,7 +10,8 @@ struct guard_sqlite_blob {
     guard_ticket ticket;
     const guard_place *place;
     int64_t since; /* guard_dump_clock */
-    int told;      /* the code of the latest failure, which sqlite3_blob_close repeats */
+    int writable;
+    int told; /* the code of the latest failure, which sqlite3_blob_close repeats */
 };
 
 /* Returns what sqlite3_blob_close does: outside of a transaction it commits, and that may fail. */
@@ -80,6 +81,7 @@ guard_sqlite_blob *guard_sqlite_blob_open_at(guard_scope *scope, guard_sqlite *d
     blob->place = place;
     blob->since = guard_dump_clock();
     blob->told = SQLITE_OK;
+    blob->writable = writable;
     blob->previous = NULL;
     blob->next = db->blobs;
     if (blob->next != NULL) {
@@ -94,7 +96,8 @@ static int check_blob(const guard_sqlite_blob *blob, const guard_place *place)
 {
     if (blob == NULL || blob->db == NULL) {
         guard_impl_misuse(place, blob == NULL ? GUARD_MISUSE_ARGUMENT : GUARD_MISUSE_STATE,
-                          blob == NULL ? "the blob is NULL" : "the blob's connection is closed");
+                          blob == NULL ? "the blob is NULL"
+                                       : "the blob is closed: its connection was, or a COMMIT came");
         return 0;
     }
     return guard_sqlite_may_run(blob->db, place);
@@ -136,6 +139,20 @@ void guard_sqlite_blob_close_at(guard_sqlite_blob *blob, const guard_place *plac
     }
     blob->place = place;
     guard_release(blob->ticket);
+}
+
+/* For SQLite one is a statement in the middle of writing, which no COMMIT waits for. Returns how many there were. */
+int guard_sqlite_end_writable_blobs(guard_sqlite *db)
+{
+    int count = 0;
+    for (guard_sqlite_blob *next, *blob = db->blobs; blob != NULL; blob = next) {
+        next = blob->next;
+        if (blob->writable) {
+            detach_blob(blob);
+            count++;
+        }
+    }
+    return count;
 }
 
 /* The connection closes: its transaction was rolled back already. */

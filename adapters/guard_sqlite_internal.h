@@ -125,6 +125,7 @@ int guard_sqlite_prepare_into(guard_sqlite_stmt *stmt, guard_sqlite *db, const c
 void guard_sqlite_detach_stmt(guard_sqlite_stmt *stmt);
 /* Ends the reading of every statement; of an adopted handle only ours. */
 void guard_sqlite_reset_all(guard_sqlite *db);
+void guard_sqlite_reset_raw(sqlite3 *raw);
 
 /* 1 in a forked child for a connection of the parent's, after the misuse was told. */
 int guard_sqlite_is_inherited(const guard_sqlite *db, const guard_place *place);
@@ -154,6 +155,7 @@ guard_outcome guard_sqlite_resolve_now(guard_sqlite *db, const char *token, cons
 /* guard_sqlite_function.c, _blob.c, _backup.c: when the connection closes. */
 void guard_sqlite_remove_functions(guard_sqlite *db);
 void guard_sqlite_detach_blobs(guard_sqlite *db);
+int guard_sqlite_end_writable_blobs(guard_sqlite *db);
 void guard_sqlite_detach_backups(guard_sqlite *db);
 
 #endif

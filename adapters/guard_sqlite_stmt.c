@@ -331,8 +331,24 @@ void guard_sqlite_reset_all(guard_sqlite *db)
     for (guard_sqlite_stmt *stmt = db->statements; stmt != NULL; stmt = stmt->next) {
         guard_sqlite_reset(stmt);
     }
-    for (sqlite3_stmt *stmt = NULL; !db->adopted && (stmt = sqlite3_next_stmt(db->raw, stmt)) != NULL;) {
-        sqlite3_reset(stmt);
+    if (!db->adopted) {
+        guard_sqlite_reset_raw(db->raw);
+    }
+}
+
+/*
+ * Resets one after the other, each time from the start: a table-valued function has a statement of its own that is gone when the one that
+ * reads it is reset. A blob has no SQL and is left alone.
+ */
+void guard_sqlite_reset_raw(sqlite3 *raw)
+{
+    sqlite3_stmt *stmt = sqlite3_next_stmt(raw, NULL);
+    while (stmt != NULL) {
+        if (sqlite3_stmt_busy(stmt) && sqlite3_sql(stmt) != NULL) {
+            sqlite3_reset(stmt);
+            stmt = NULL;
+        }
+        stmt = sqlite3_next_stmt(raw, stmt);
     }
 }
 

@@ -104,11 +104,14 @@ static int driver_begin(void *connection, const void *options, guard_error *erro
 int guard_sqlite_reset_writers(guard_sqlite *db)
 {
     int running = db->calls != 0 || db->inside != 0;
-    int count = 0;
+    int count = running ? 0 : guard_sqlite_end_writable_blobs(db);
     for (sqlite3_stmt *stmt = NULL; (stmt = sqlite3_next_stmt(db->raw, stmt)) != NULL;) {
         if (sqlite3_stmt_busy(stmt) && !sqlite3_stmt_readonly(stmt)) {
             if (running) {
                 return -1;
+            }
+            if (sqlite3_sql(stmt) == NULL) {
+                continue; /* a raw blob of the program's, which SQLite would use on */
             }
             sqlite3_reset(stmt);
             count++;

@@ -172,6 +172,28 @@ END_TEST
 
 #define TREE "CREATE TABLE t (id INTEGER PRIMARY KEY, up INTEGER REFERENCES t (id) DEFERRABLE INITIALLY DEFERRED)"
 
+START_TEST(each_row_whose_trigger_rolls_back_has_its_own_reason)
+{
+    expect_rows("CREATE TABLE t (a INTEGER);"
+                "CREATE TRIGGER g BEFORE INSERT ON t WHEN new.a = 2 BEGIN SELECT RAISE(ROLLBACK, 'no two'); END;"
+                "CREATE TRIGGER h AFTER INSERT ON t WHEN new.a = 4 BEGIN SELECT RAISE(ROLLBACK, 'no four'); END",
+                "a\n1\n2\n3\n4\n5\n", "", "1\n3\n5", "3|trigger|no two|2\n5|trigger|no four|4");
+}
+END_TEST
+
+START_TEST(nothing_stays_of_a_row_whose_trigger_fails_or_ignores_behind_a_write)
+{
+    expect_rows("CREATE TABLE t (a INTEGER); CREATE TABLE log (a);"
+                "CREATE TRIGGER g AFTER INSERT ON t WHEN new.a = 2 BEGIN INSERT INTO log VALUES (2);"
+                " SELECT RAISE(FAIL, 'no two'); END;"
+                "CREATE TRIGGER h BEFORE INSERT ON t WHEN new.a = 4 BEGIN INSERT INTO log VALUES (4);"
+                " SELECT RAISE(IGNORE); END",
+                "a\n1\n2\n3\n4\n5\n", "", "1\n3\n5",
+                "3|trigger|no two|2\n5|trigger|a trigger of the table ignored the row|4");
+    ck_assert_str_eq(query("t.db", "SELECT count(*) FROM log"), "0");
+}
+END_TEST
+
 START_TEST(rows_that_only_fail_at_commit_are_found)
 {
     expect_rows(TREE, "id,up\n1,\n2,1\n3,99\n4,1\n5,98\n6,4\n", "", "1|NULL\n2|1\n4|1\n6|4",
@@ -385,6 +407,8 @@ int main(void)
         malformed_quoting_costs_its_line_only,
         a_row_that_a_trigger_refuses_or_ignores_is_rejected,
         a_row_whose_trigger_rolls_back_takes_no_other_with_it,
+        each_row_whose_trigger_rolls_back_has_its_own_reason,
+        nothing_stays_of_a_row_whose_trigger_fails_or_ignores_behind_a_write,
         rows_that_only_fail_at_commit_are_found,
         rows_that_wait_for_a_later_one_are_kept_when_another_fails_at_commit,
         a_row_may_end_the_transaction_while_others_fail_at_commit,

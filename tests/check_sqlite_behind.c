@@ -258,6 +258,83 @@ START_TEST(a_commit_in_the_middle_of_a_statement_that_writes_fails_and_pulls_not
 }
 END_TEST
 
+/* FTS5 keeps statements of its own for as long as the connection is open. */
+START_TEST(a_connection_with_virtual_tables_commits_and_closes)
+{
+    for (int left = 0; left <= 2; left++) {
+        GUARD_AUTO(s);
+        guard_error error;
+        sqlite3_stmt *stmt = NULL;
+        open_database(s, NULL);
+        guard_sqlite_exec(db, "CREATE VIRTUAL TABLE words USING fts5(word)");
+        guard_tx *tx = guard_sqlite_begin(s, db, NULL);
+        guard_sqlite_exec(db, "INSERT INTO words VALUES ('one'), ('two'); DELETE FROM words WHERE words MATCH 'one'");
+        guard_tx_commit(tx);
+        ck_assert_int_eq(guard_sqlite_query_int64(db, "SELECT count(*) FROM words WHERE words MATCH 'two'", 0), 1);
+        const char *sql = left == 1 ? "SELECT * FROM words" : "SELECT * FROM pragma_table_info('t')";
+        if (left > 0) {
+            ck_assert_int_eq(sqlite3_prepare_v2(guard_sqlite_raw(db), sql, -1, &stmt, NULL), SQLITE_OK);
+            ck_assert_int_eq(sqlite3_step(stmt), SQLITE_ROW);
+        }
+        int code = guard_run((guard_fn *)guard_sqlite_close, db, &error);
+        ck_assert_int_eq(code, left > 0 ? SQLITE_BUSY : 0);
+        sqlite3_finalize(stmt);
+        sqlite3 *raw = database_raw(path);
+        database_exec(raw, "BEGIN EXCLUSIVE; COMMIT");
+        sqlite3_close(raw);
+    }
+}
+END_TEST
+
+START_TEST(a_statement_left_in_a_table_valued_function_is_finalised_at_the_close)
+{
+    GUARD_AUTO(s);
+    sqlite3_stmt *stmt = NULL;
+    open_database(s, NULL);
+    ck_assert_int_eq(sqlite3_prepare_v2(guard_sqlite_raw(db), "SELECT * FROM pragma_table_info('t')", -1, &stmt, NULL),
+                     SQLITE_OK);
+    ck_assert_int_eq(sqlite3_step(stmt), SQLITE_ROW);
+    guard_sqlite_close(db);
+}
+END_TEST
+
+static void write_blob(void *blob)
+{
+    guard_sqlite_blob_write(blob, "y", 1, 1);
+}
+
+START_TEST(a_commit_closes_a_writable_blob_and_keeps_what_it_wrote)
+{
+    GUARD_AUTO(s);
+    open_database(s, NULL);
+    guard_sqlite_exec(db, "INSERT INTO t VALUES (1, 'abc')");
+    guard_tx *tx = guard_sqlite_begin(s, db, NULL);
+    guard_sqlite_blob *blob = guard_sqlite_blob_open(s, db, "t", "data", 1, 1);
+    guard_sqlite_blob_write(blob, "x", 1, 0);
+    guard_tx_commit(tx);
+    expect_panic(write_blob, blob, GUARD_MISUSE, GUARD_MISUSE_STATE);
+    ck_assert_int_eq(database_number(path, "SELECT data = 'xbc' FROM t"), 1);
+}
+END_TEST
+
+START_TEST(a_raw_writable_blob_keeps_a_transaction_from_committing)
+{
+    GUARD_AUTO(s);
+    const guard_sqlite_tx_options options = {.commit_ms = 10};
+    sqlite3_blob *blob = NULL;
+    open_database(s, NULL);
+    guard_sqlite_exec(db, "INSERT INTO t VALUES (1, 'abc')");
+    guard_tx *tx = guard_sqlite_begin(s, db, &options);
+    ck_assert_int_eq(sqlite3_blob_open(guard_sqlite_raw(db), "main", "t", "data", 1, 1, &blob), SQLITE_OK);
+    ck_assert_int_eq(sqlite3_blob_write(blob, "x", 1, 0), SQLITE_OK);
+    expect_panic(commit_it, tx, GUARD_SQLITE, SQLITE_BUSY);
+    ck_assert_int_eq(guard_tx_outcome(tx), GUARD_ROLLED_BACK);
+    ck_assert_int_ne(sqlite3_blob_write(blob, "y", 1, 1), SQLITE_OK);
+    sqlite3_blob_close(blob);
+    ck_assert_int_eq(database_number(path, "SELECT data = 'abc' FROM t"), 1);
+}
+END_TEST
+
 /* ------------------------------------------------------------------------------------------- several files */
 
 static void insert_in_both(guard_tx *tx, void *arg)
@@ -455,6 +532,10 @@ int main(void)
         a_byte_order_mark_does_not_hide_a_commit,
         a_wal_hook_that_fails_behind_a_commit_does_not_make_it_a_rollback,
         a_commit_in_the_middle_of_a_statement_that_writes_fails_and_pulls_nothing_away,
+        a_connection_with_virtual_tables_commits_and_closes,
+        a_statement_left_in_a_table_valued_function_is_finalised_at_the_close,
+        a_commit_closes_a_writable_blob_and_keeps_what_it_wrote,
+        a_raw_writable_blob_keeps_a_transaction_from_committing,
         a_wal_file_and_one_with_a_journal_are_not_taken_for_one,
         without_a_journal_what_was_written_is_not_told_as_taken_back,
         every_journal_mode_takes_back_what_was_spilled,

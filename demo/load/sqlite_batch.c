@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * A batch is one transaction: rows, their rejects, and the file's record moved behind them. SQLite takes a row that violates a
- * constraint back by itself, so a bad row costs no more than its reject. Two things need the batch to be tried again, from the
+ * constraint back by itself, so a bad row costs no more than its reject. Three things need the batch to be tried again, from the
  * reader's position before it:
  *
  *     a constraint fails at COMMIT (a deferred foreign key)   tried row by row, each in a savepoint
+ *     a row fails, but something of it stays (a trigger that
+ *     RAISEs FAIL, or IGNORE after it has written)             the same
  *     a row ends the transaction (a trigger's ROLLBACK)       tried up to that row; then that row alone, as a reject
  */
 #include "sqlite_target.h"
@@ -23,7 +25,8 @@ typedef struct batch {
     load_job *load;
     uint64_t limit;         /* rows */
     int by_row;             /* look after each row whether a deferred constraint is violated */
-    int poisoned;           /* the first row is known to end the transaction: the verdict is its */
+    int poisoned;           /* the first row is known to end the transaction */
+    sqlite_verdict poison;  /* of that row */
     sqlite_verdict verdict; /* of the row that was rejected last */
 
     guard_tx *tx;
@@ -33,6 +36,7 @@ typedef struct batch {
     load_position next;
     int at_end;
     int ended_by_row; /* the row that was read last ended the transaction, and the verdict is its */
+    int half_left;    /* something of the row that was read last and rejected is still there */
     int committing;   /* the rows are done */
 
     /* By row: rows that wait for another one, which may follow. */
@@ -75,15 +79,27 @@ GUARD_NORETURN static void leave_ended(batch *b)
     guard_panic(EXIT_FAILED, "a row ended the transaction: %s", b->verdict.reason);
 }
 
+/* By row there is a savepoint that takes the rest of it back too. */
+GUARD_NORETURN static void leave_half_left(batch *b)
+{
+    b->half_left = 1;
+    guard_panic(EXIT_FAILED, "a row was rejected by half: %s", b->verdict.reason);
+}
+
 /* Inserts the row: 1, or 0 with the verdict. */
 static int insert_row(batch *b, const load_row *row)
 {
     if (b->poisoned && b->read == 1) {
+        b->verdict = b->poison;
         return 0;
     }
+    int changes = sqlite3_total_changes(b->target->raw);
     int inserted = sqlite_row_insert(b->target, b->load->plan, row, &b->verdict);
     if (!inserted && sqlite3_get_autocommit(b->target->raw)) {
         leave_ended(b);
+    }
+    if (!inserted && !b->by_row && sqlite3_total_changes(b->target->raw) != changes) {
+        leave_half_left(b);
     }
     return inserted;
 }
@@ -328,7 +344,7 @@ static guard_outcome try_batch(batch *b, guard_result *result)
                                        .probe = sqlite_record_probe(s, b->target, &b->load->record),
                                        .probe_key = b->load->record.digest};
     b->read = b->loaded = b->rejected = 0;
-    b->at_end = b->ended_by_row = b->committing = 0;
+    b->at_end = b->ended_by_row = b->half_left = b->committing = 0;
     b->suspects = NULL;
     b->suspect_count = 0;
     return guard_sqlite_transact(b->target->db, run_batch, b, &options, result);
@@ -339,10 +355,15 @@ static int mend(batch *b, const guard_result *result)
 {
     if (b->ended_by_row && b->read == 1) {
         b->poisoned = 1;
+        b->poison = b->verdict;
         return 1;
     }
     if (b->ended_by_row) {
         b->limit = b->read - 1;
+        return 1;
+    }
+    if (b->half_left) {
+        b->by_row = 1;
         return 1;
     }
     int constraint = result->error.domain == GUARD_SQLITE && (result->error.code & 0xFF) == SQLITE_CONSTRAINT;
