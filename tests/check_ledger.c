@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "exposition.h"
 #include "ledger_program.h"
 #ifdef LEDGER_ON_PQ
 #include "server.h"
@@ -155,6 +156,81 @@ START_TEST(every_chaos_is_answered_and_logged_and_changes_nothing)
     ck_assert(ledger_log_has("SIGSEGV, address 0x0"));
     ck_assert_int_eq(ledger_expect_sound(&ledger), 10);
     ck_assert_int_eq(ledger_stop(&ledger, SIGTERM), 0);
+}
+END_TEST
+
+static void expect_made_again(const ledger_process *ledger)
+{
+    struct timespec pause = {.tv_nsec = 50000000};
+    time_t end = time(NULL) + 20;
+    while (ledger_transfer(ledger, 1, 2, 1, NULL, NULL).status != 201) {
+        ck_assert_msg(time(NULL) < end, "nothing is made 20 s after the dependency is well again");
+        nanosleep(&pause, NULL);
+    }
+}
+
+/* What fails again and again is refused at once, with a time to come again; and it is found out that it is well again. */
+START_TEST(a_breaker_refuses_transfers_while_the_connection_is_lost_each_time)
+{
+    ledger_process ledger = ledger_start(NULL);
+    for (int i = 0; i < 5; i++) {
+        ck_assert_int_ge(ledger_transfer(&ledger, 1, 2, 500, NULL, "kill").status, 500);
+    }
+    ck_assert_int_eq(ledger_metric(&ledger, "guard_breaker_state{breaker=\"database\",state=\"open\"}"), 1);
+    int64_t panics = ledger_metric(&ledger, "ledger_panics_total");
+    ledger_answer refused = ledger_transfer(&ledger, 1, 2, 500, NULL, NULL);
+    ck_assert_msg(refused.status == 503, "%d %s", refused.status, refused.text);
+    ck_assert_int_ge(refused.retry_s, 1);
+    ck_assert_int_le(refused.retry_s, 3);
+    ck_assert_int_eq(ledger_metric(&ledger, "ledger_panics_total"), panics);                /* a refusal is none */
+    ck_assert_int_eq(ledger_ask(&ledger, "GET", "/healthz", NULL, NULL, NULL).status, 200); /* the database is asked */
+    expect_made_again(&ledger);
+    ck_assert_int_eq(ledger_metric(&ledger, "guard_breaker_state{breaker=\"database\",state=\"closed\"}"), 1);
+    ck_assert_int_eq(ledger_expect_sound(&ledger), 1);
+    ck_assert_int_eq(ledger_stop(&ledger, SIGTERM), 0);
+}
+END_TEST
+
+START_TEST(a_breaker_refuses_transfers_while_no_receipt_can_be_written)
+{
+    ledger_process ledger = ledger_start(NULL);
+    ck_assert_int_eq(rename("receipts", "elsewhere"), 0);
+    for (int i = 0; i < 5; i++) {
+        ck_assert_int_eq(ledger_transfer(&ledger, 1, 2, 500, NULL, NULL).status, 500);
+    }
+    ck_assert_int_eq(ledger_metric(&ledger, "guard_breaker_state{breaker=\"receipts\",state=\"open\"}"), 1);
+    ck_assert_int_eq(ledger_metric(&ledger, "guard_breaker_state{breaker=\"database\",state=\"closed\"}"), 1);
+    ck_assert_int_eq(ledger_transfer(&ledger, 1, 2, 500, NULL, NULL).status, 503);
+    ck_assert_int_eq(ledger_balance(&ledger, 1), 100000);
+    ck_assert_int_eq(rename("elsewhere", "receipts"), 0);
+    expect_made_again(&ledger);
+    ck_assert_int_eq(ledger_expect_sound(&ledger), 1);
+    ck_assert_int_eq(ledger_stop(&ledger, SIGTERM), 0);
+}
+END_TEST
+
+START_TEST(the_metrics_are_in_the_text_format_and_agree_with_each_other)
+{
+    ledger_process ledger = ledger_start(NULL);
+    ledger_transfer(&ledger, 1, 2, 500, "once", NULL);
+    ledger_transfer(&ledger, 1, 2, 500, NULL, "debit");
+    ledger_transfer(&ledger, 1, 99, 500, NULL, NULL);
+    ledger_answer page = ledger_ask(&ledger, "GET", "/metrics", NULL, NULL, NULL);
+    exposition_check(page.text);
+#ifdef LEDGER_ON_PQ
+#define DATABASE "database=\"postgresql\""
+#else
+#define DATABASE "database=\"sqlite\""
+#endif
+    ck_assert_int_eq(exposition_value(page.text, "ledger_transfers_total{outcome=\"committed\"}"), 1);
+    ck_assert_int_eq(exposition_value(page.text, "ledger_transfers_total{outcome=\"rolled_back\"}"), 2);
+    ck_assert_int_eq(exposition_value(page.text, "guard_transactions_total{" DATABASE ",outcome=\"rolled_back\"}"), 2);
+    ck_assert_int_eq(exposition_value(page.text, "ledger_panics_total"), 1);
+    ck_assert_int_eq(exposition_value(page.text, "ledger_answers_total{status=\"2xx\"}"), 1);
+    ck_assert_int_eq(exposition_value(page.text, "ledger_answers_total{status=\"4xx\"}"), 1);
+    ck_assert_int_eq(exposition_value(page.text, "ledger_answers_total{status=\"5xx\"}"), 1);
+    ck_assert_int_ge(exposition_sum(page.text, "guard_panics_total"), 2);
+    ck_assert_int_eq(exposition_value(page.text, "guard_service_calls_total{service=\"ledger\",result=\"failed\"}"), 2);
 }
 END_TEST
 
@@ -344,7 +420,7 @@ START_TEST(under_load_and_chaos_no_money_and_nothing_else_is_lost)
     wait_until_few(descriptors, &ledger, 40, "descriptors");
     wait_until_few(threads, &ledger, 8, "threads");
 #ifdef LEDGER_ON_PQ
-    ledger_wait_metric(&ledger, "ledger_connections{state=\"taken\"}", 0);
+    ledger_wait_metric(&ledger, "guard_pool_connections{pool=\"ledger\",state=\"taken\"}", 0);
     ck_assert_int_eq(server_number("SELECT count(*) FROM pg_locks l JOIN pg_class c ON c.oid = l.relation"
                                    " WHERE c.relname IN ('account', 'transfer')"),
                      0);
@@ -369,7 +445,7 @@ START_TEST(sigterm_cancels_a_request_at_the_deadline_and_rolls_it_back)
     client c = {.ledger = &ledger};
     ck_assert_int_eq(pthread_create(&c.thread, NULL, sleep_in_transaction, &c), 0);
     /* The request for the metrics is one itself. */
-    ledger_wait_metric(&ledger, "ledger_requests_under_way", 2);
+    ledger_wait_metric(&ledger, "guard_service_calls_under_way{service=\"ledger\"}", 2);
     ledger_process copy = ledger;
     ck_assert_int_eq(ledger_stop(&copy, SIGTERM), 0);
     pthread_join(c.thread, NULL);
@@ -408,7 +484,7 @@ START_TEST(a_ledger_that_drains_takes_no_new_requests)
     ck_assert_int_eq(get_again(kept), 200);
     client c = {.ledger = &ledger};
     ck_assert_int_eq(pthread_create(&c.thread, NULL, sleep_in_transaction, &c), 0);
-    ledger_wait_metric(&ledger, "ledger_requests_under_way", 2);
+    ledger_wait_metric(&ledger, "guard_service_calls_under_way{service=\"ledger\"}", 2);
     ck_assert_int_eq(kill(ledger.pid, SIGTERM), 0);
     while (ledger_ask(&ledger, "GET", "/healthz", NULL, NULL, NULL).status == 200) {
     }
@@ -425,7 +501,7 @@ START_TEST(sigterm_lets_requests_end)
     ledger_process ledger = ledger_start((const char *const[]){"--request-ms", "400", "--drain-ms", "30000", NULL});
     client c = {.ledger = &ledger};
     ck_assert_int_eq(pthread_create(&c.thread, NULL, sleep_in_transaction, &c), 0);
-    ledger_wait_metric(&ledger, "ledger_requests_under_way", 2);
+    ledger_wait_metric(&ledger, "guard_service_calls_under_way{service=\"ledger\"}", 2);
     ledger_process copy = ledger;
     /* It ends when the request has, by its own deadline: long before the 30 s. */
     ck_assert_int_eq(ledger_stop(&copy, SIGTERM), 0);
@@ -533,6 +609,9 @@ int main(void)
         a_key_is_one_transfer_with_one_answer,
         what_cannot_be_is_refused_and_changes_nothing,
         what_is_too_long_is_refused,
+        a_breaker_refuses_transfers_while_the_connection_is_lost_each_time,
+        a_breaker_refuses_transfers_while_no_receipt_can_be_written,
+        the_metrics_are_in_the_text_format_and_agree_with_each_other,
         every_chaos_is_answered_and_logged_and_changes_nothing,
         chaos_is_refused_where_it_is_not_switched_on,
         a_line_of_the_log_has_what_was_rolled_back_and_by_whom,

@@ -184,7 +184,11 @@ static size_t take_header(char *data, size_t size, size_t count, void *arg)
 {
     ledger_answer *answer = arg;
     static const char wanted[] = "Idempotent-Replay: true";
+    static const char retry[] = "Retry-After: ";
     answer->replayed |= size * count >= sizeof wanted - 1 && strncasecmp(data, wanted, sizeof wanted - 1) == 0;
+    if (size * count >= sizeof retry && strncasecmp(data, retry, sizeof retry - 1) == 0) {
+        answer->retry_s = data[sizeof retry - 1] - '0'; /* of one digit */
+    }
     return size * count;
 }
 

@@ -40,7 +40,8 @@ int ledger_wait(ledger_process *ledger);
 typedef struct ledger_answer {
     int status;   /* 0: no answer */
     int replayed; /* it has the header */
-    char text[16384];
+    int retry_s;  /* its Retry-After; 0: none */
+    char text[65536];
 } ledger_answer;
 
 /* Asks; key, chaos and body may be NULL. Any thread. */

@@ -95,6 +95,7 @@ static void answer_failure(http_request *r, const service_failure *failure)
     json_decref(json);
     r->answer_size = r->answer == NULL ? 0 : strlen(r->answer);
     r->status = failure->status;
+    r->retry_s = failure->retry_s;
     r->type = "application/json";
 }
 
@@ -117,6 +118,11 @@ static enum MHD_Result send_answer(http_server *server, http_request *r)
                             "connect-src 'self'; img-src data:; frame-ancestors 'none'");
     if (r->allow != NULL) {
         MHD_add_response_header(response, "Allow", r->allow);
+    }
+    if (r->retry_s > 0) {
+        char seconds[16];
+        snprintf(seconds, sizeof seconds, "%d", r->retry_s);
+        MHD_add_response_header(response, "Retry-After", seconds);
     }
     if (r->replayed) {
         MHD_add_response_header(response, "Idempotent-Replay", "true");

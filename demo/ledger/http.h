@@ -31,6 +31,7 @@ typedef struct http_request {
     int status;
     const char *type;
     const char *allow; /* of 405 */
+    int retry_s;       /* of 503; 0: none */
     int replayed;
     char *answer;
     size_t answer_size;

@@ -70,7 +70,7 @@ static store *open_store(guard_scope *scope, const ledger_options *options)
 {
     pq_ledger *ledger = guard_memory_allocate_array(scope, 1, sizeof *ledger, NULL);
     ledger->base.driver = &pq_store;
-    ledger->pool = guard_pq_pool_open(scope, options->database, NULL);
+    ledger->pool = guard_pq_pool_open(scope, options->database, &(guard_pq_pool_options){.name = "ledger"});
     prepare_database(ledger->pool, options->seed);
     return &ledger->base;
 }
@@ -184,21 +184,6 @@ static json_t *transfers(guard_scope *scope, store *base, int64_t before, int64_
     return list;
 }
 
-static void metrics(store *base, FILE *out)
-{
-    guard_pq_pool_stats stats;
-    guard_pq_pool_stats_read(((pq_ledger *)base)->pool, &stats);
-    fprintf(out,
-            "# HELP ledger_connections Connections to the database now.\n# TYPE ledger_connections gauge\n"
-            "ledger_connections{state=\"idle\"} %" PRIu32 "\nledger_connections{state=\"taken\"} %" PRIu32 "\n"
-            "# HELP ledger_connections_opened_total Connections made.\n# TYPE ledger_connections_opened_total counter\n"
-            "ledger_connections_opened_total %" PRIu64 "\n"
-            "# HELP ledger_connections_discarded_total Connections given back unfit to be kept.\n"
-            "# TYPE ledger_connections_discarded_total counter\n"
-            "ledger_connections_discarded_total %" PRIu64 "\n",
-            stats.idle, stats.taken, stats.opened, stats.discarded);
-}
-
 const store_driver pq_store = {.open = open_store,
                                .transact = transact,
                                .journal = journal,
@@ -206,5 +191,4 @@ const store_driver pq_store = {.open = open_store,
                                .change = change,
                                .kill = kill_connection,
                                .accounts = accounts,
-                               .transfers = transfers,
-                               .metrics = metrics};
+                               .transfers = transfers};

@@ -11,8 +11,10 @@
 #include <time.h>
 
 #include <guard/guard_context.h>
+#include <guard/guard_metrics.h>
 #include <guard/guard_service.h>
 
+#include "dependency.h"
 #include "http.h"
 #include "json.h"
 #include "log.h"
@@ -21,10 +23,12 @@
 static guard_service *service;
 static uint64_t first_id;
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of all that follows */
-static uint64_t panics;
-static uint64_t answers[6]; /* by the first digit of the status */
-static uint64_t outcomes[GUARD_RELEASED + 1];
+static guard_counter panics;
+static guard_counter answers[6]; /* by the first digit of the status */
+static guard_counter outcomes[GUARD_RELEASED + 1];
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of the line below */
+static log_figures last_log;                             /* when the metrics were asked for */
 
 /* ------------------------------------------------------------------------------------------------ border -- */
 
@@ -34,6 +38,41 @@ static guard_severity severity_of(const guard_error *error)
     return error->domain == LEDGER_REFUSAL ? GUARD_LOG_NOTHING : GUARD_LOG_BY_ERROR;
 }
 
+static void collect_log(guard_metrics_page *page, void *arg)
+{
+    static const guard_metric lines = {
+        .name = "ledger_log_lines_total",
+        .help = "Panics and lines for the log: written, or in a storm only counted, or nobody took them.",
+        .type = GUARD_METRIC_COUNTER};
+    (void)arg;
+    pthread_mutex_lock(&lock);
+    log_figures log = last_log;
+    pthread_mutex_unlock(&lock);
+    guard_metrics_put(page, &lines, &(guard_label){"fate", "written"}, 1, (int64_t)log.written);
+    guard_metrics_put(page, &lines, &(guard_label){"fate", "dropped"}, 1, (int64_t)log.dropped);
+}
+
+static void open_counters(guard_scope *scope)
+{
+    static const guard_metric panicked = {.name = "ledger_panics_total",
+                                          .help = "Requests that ended by a panic, refusals apart.",
+                                          .type = GUARD_METRIC_COUNTER};
+    static const guard_metric transfers = {.name = "ledger_transfers_total",
+                                           .help = "Transactions of transfers by how they ended.",
+                                           .type = GUARD_METRIC_COUNTER};
+    static const guard_metric answered = {
+        .name = "ledger_answers_total", .help = "Answers by class of status.", .type = GUARD_METRIC_COUNTER};
+    static const char *const classes[] = {NULL, NULL, "2xx", "3xx", "4xx", "5xx"};
+    panics = guard_counter_open(&panicked, NULL, 0);
+    outcomes[GUARD_COMMITTED] = guard_counter_open(&transfers, &(guard_label){"outcome", "committed"}, 1);
+    outcomes[GUARD_ROLLED_BACK] = guard_counter_open(&transfers, &(guard_label){"outcome", "rolled_back"}, 1);
+    outcomes[GUARD_IN_DOUBT] = guard_counter_open(&transfers, &(guard_label){"outcome", "in_doubt"}, 1);
+    for (int i = 2; i < 6; i++) {
+        answers[i] = guard_counter_open(&answered, &(guard_label){"status", classes[i]}, 1);
+    }
+    guard_metrics_collect(scope, collect_log, NULL);
+}
+
 void service_open(guard_scope *scope, const ledger_options *options, guard_log *log)
 {
     const guard_service_options limits = {
@@ -41,6 +80,8 @@ void service_open(guard_scope *scope, const ledger_options *options, guard_log *
     if (getrandom(&first_id, sizeof first_id, GRND_NONBLOCK) != sizeof first_id) {
         first_id = (uint64_t)time(NULL);
     }
+    open_counters(scope);
+    dependency_open(scope);
     service = guard_service_open(scope, "ledger", &limits);
 }
 
@@ -98,12 +139,14 @@ int service_call(guard_fn *fn, void *arg, const char *what, service_failure *fai
         return 0;
     }
     failure->status = status_of(&failure->error);
+    failure->retry_s = 0;
     if (failure->error.domain == LEDGER_REFUSAL) {
         failure->id[0] = '\0';
+    } else if (failure->error.domain == GUARD_REFUSED) {
+        int64_t ms = dependency_retry_ms();
+        failure->retry_s = (int)((ms > 0 ? ms + 999 : 1000) / 1000);
     } else {
-        pthread_mutex_lock(&lock);
-        panics++;
-        pthread_mutex_unlock(&lock);
+        guard_counter_add(panics, 1);
     }
     return failure->status;
 }
@@ -112,57 +155,33 @@ int service_call(guard_fn *fn, void *arg, const char *what, service_failure *fai
 
 void service_answered(int status)
 {
-    pthread_mutex_lock(&lock);
-    answers[status / 100 < 6 ? status / 100 : 0]++;
-    pthread_mutex_unlock(&lock);
+    guard_counter_add(answers[status / 100 < 6 ? status / 100 : 0], 1);
 }
 
 void service_count(guard_outcome outcome)
 {
-    pthread_mutex_lock(&lock);
-    outcomes[outcome]++;
-    pthread_mutex_unlock(&lock);
+    guard_counter_add(outcomes[outcome], 1);
 }
 
 json_t *service_status(guard_scope *scope)
 {
     GUARD_AUTO(s);
     json_t *newest = log_newest(s);
+    json_t *breakers = dependency_status(s);
     log_figures log = log_read_figures();
-    pthread_mutex_lock(&lock);
-    json_t *status = json_pack("{s{sIsIsI}sIs{sIsIsO}}", "transfers", "committed",
-                               (json_int_t)outcomes[GUARD_COMMITTED], "rolled_back",
-                               (json_int_t)outcomes[GUARD_ROLLED_BACK], "in_doubt",
-                               (json_int_t)outcomes[GUARD_IN_DOUBT], "panics", (json_int_t)panics, "log", "written",
-                               (json_int_t)log.written, "dropped", (json_int_t)log.dropped, "lines", newest);
-    pthread_mutex_unlock(&lock);
-    return json_own(scope, status);
+    return json_own(scope, json_pack("{s{sIsIsI}sIs{sIsIsO}sO}", "transfers", "committed",
+                                     (json_int_t)guard_counter_read(outcomes[GUARD_COMMITTED]), "rolled_back",
+                                     (json_int_t)guard_counter_read(outcomes[GUARD_ROLLED_BACK]), "in_doubt",
+                                     (json_int_t)guard_counter_read(outcomes[GUARD_IN_DOUBT]), "panics",
+                                     (json_int_t)guard_counter_read(panics), "log", "written", (json_int_t)log.written,
+                                     "dropped", (json_int_t)log.dropped, "lines", newest, "breakers", breakers));
 }
 
-void service_metrics(FILE *out)
+char *service_metrics(guard_scope *scope, size_t *size)
 {
     log_figures log = log_read_figures();
-    guard_service_figures calls;
-    guard_service_read(service, &calls);
     pthread_mutex_lock(&lock);
-    fprintf(out,
-            "# HELP ledger_panics_total Requests that ended by a panic.\n# TYPE ledger_panics_total counter\n"
-            "ledger_panics_total %" PRIu64 "\n"
-            "# HELP ledger_requests_under_way Requests inside the border now.\n# TYPE ledger_requests_under_way gauge\n"
-            "ledger_requests_under_way %" PRIu64 "\n"
-            "# HELP ledger_log_lines_total Lines of the log.\n# TYPE ledger_log_lines_total counter\n"
-            "ledger_log_lines_total{fate=\"written\"} %" PRIu64 "\nledger_log_lines_total{fate=\"dropped\"} %" PRIu64
-            "\n"
-            "# HELP ledger_transfers_total Transactions of transfers.\n# TYPE ledger_transfers_total counter\n",
-            panics, calls.under_way, log.written, log.dropped);
-    static const guard_outcome shown[] = {GUARD_COMMITTED, GUARD_ROLLED_BACK, GUARD_IN_DOUBT};
-    for (size_t i = 0; i < sizeof shown / sizeof *shown; i++) {
-        fprintf(out, "ledger_transfers_total{outcome=\"%s\"} %" PRIu64 "\n", guard_outcome_name(shown[i]),
-                outcomes[shown[i]]);
-    }
-    fputs("# HELP ledger_answers_total Answers by class of status.\n# TYPE ledger_answers_total counter\n", out);
-    for (int i = 2; i < 6; i++) {
-        fprintf(out, "ledger_answers_total{status=\"%dxx\"} %" PRIu64 "\n", i, answers[i]);
-    }
+    last_log = log;
     pthread_mutex_unlock(&lock);
+    return guard_metrics_text(scope, size);
 }

@@ -9,13 +9,13 @@
 #include <guard/guard_log.h>
 #include <guard/tx.h>
 #include <jansson.h>
-#include <stdio.h>
 
 #include "options.h"
 
 /* How a call ended that did not return. */
 typedef struct service_failure {
     int status;  /* of HTTP */
+    int retry_s; /* when to try again; 0: nobody knows */
     char id[17]; /* names the line of the log; "" for a refusal, which has none */
     guard_error error;
 } service_failure;
@@ -36,7 +36,9 @@ void service_count(guard_outcome outcome);
 /* What was counted, and the newest lines of the log: for the page. The scope's. */
 json_t *service_status(guard_scope *scope);
 
-/* The same in the Prometheus text format. */
-void service_metrics(FILE *out);
+/*
+ * All metrics, the library's among them, in the Prometheus text format, once what was logged before is written. The scope's.
+ */
+char *service_metrics(guard_scope *scope, size_t *size);
 
 #endif

@@ -185,7 +185,7 @@ static void kill_connection(store_work *work)
     session *at = work->session;
     at->broken = 1;
     guard_sqlite_close(at->db);
-    guard_panic(4, "chaos: the connection to the database is gone");
+    guard_panic_in(GUARD_SQLITE, SQLITE_IOERR, "chaos: the connection to the database is gone");
 }
 
 /* ----------------------------------------------------------------------------------------------- reading -- */

@@ -60,9 +60,6 @@ typedef struct store_driver {
     /* [{"id", "name", "balance"}]; [{"id", "from", "to", "amount", "key"}], the newest first, older than `before`. */
     json_t *(*accounts)(guard_scope *scope, store *in);
     json_t *(*transfers)(guard_scope *scope, store *in, int64_t before, int64_t limit);
-
-    /* Writes figures of its own for /metrics. May be NULL. */
-    void (*metrics)(store *in, FILE *out);
 } store_driver;
 
 /* A driver's store begins with this. */

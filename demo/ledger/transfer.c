@@ -5,12 +5,14 @@
 
 #include <guard/guard_context.h>
 
+#include "dependency.h"
 #include "log.h"
 #include "receipt.h"
 #include "refusal.h"
 #include "service.h"
 
 typedef struct attempt {
+    store *in;
     guard_scope *scope; /* of the whole transfer: outlives the transaction, as its hook needs the receipt */
     const char *receipts;
     transfer wanted;
@@ -18,6 +20,7 @@ typedef struct attempt {
     chaos_kind chaos;
     guard_file_replace *receipt;
     int replayed;
+    guard_result result;
 } attempt;
 
 static void publish(void *arg)
@@ -56,6 +59,12 @@ static void check_replay(const transfer *made, const transfer *wanted)
     }
 }
 
+static void begin_receipt(void *arg)
+{
+    attempt *a = arg;
+    a->receipt = receipt_begin(a->scope, a->receipts, &a->made);
+}
+
 static void move_money(store_work *work, void *arg)
 {
     attempt *a = arg;
@@ -76,28 +85,33 @@ static void move_money(store_work *work, void *arg)
         driver->kill(work);
     }
     driver->change(work, a->made.to, a->made.amount);
-    a->receipt = receipt_begin(a->scope, a->receipts, &a->made);
+    dependency_call(DEPENDENCY_RECEIPTS, begin_receipt, a);
     guard_tx_on_commit(work->tx, publish, a->receipt);
+}
+
+static void ask_database(void *arg)
+{
+    attempt *a = arg;
+    guard_outcome outcome = a->in->driver->transact(a->in, move_money, a, a->wanted.key, &a->result);
+    service_count(outcome);
+    if (outcome == GUARD_IN_DOUBT) {
+        guard_panic_in(GUARD_TX, GUARD_TX_IN_DOUBT,
+                       "the answer of the database is lost: ask again with the same key (%s)",
+                       a->result.has_error ? a->result.error.message : "");
+    }
+    if (outcome != GUARD_COMMITTED) {
+        guard_panic_error(&a->result.error);
+    }
 }
 
 int transfer_make(store *in, const char *receipts, transfer *t, chaos_kind chaos)
 {
     GUARD_AUTO(s);
-    attempt a = {.scope = s, .receipts = receipts, .wanted = *t, .chaos = chaos};
-    guard_result result;
-    guard_outcome outcome = in->driver->transact(in, move_money, &a, t->key, &result);
-    service_count(outcome);
-    if (outcome == GUARD_IN_DOUBT) {
-        guard_panic_in(GUARD_TX, GUARD_TX_IN_DOUBT,
-                       "the answer of the database is lost: ask again with the same key (%s)",
-                       result.has_error ? result.error.message : "");
-    }
-    if (outcome != GUARD_COMMITTED) {
-        guard_panic_error(&result.error);
-    }
-    if (result.has_hook_error) {
+    attempt a = {.in = in, .scope = s, .receipts = receipts, .wanted = *t, .chaos = chaos};
+    dependency_call(DEPENDENCY_DATABASE, ask_database, &a);
+    if (a.result.has_hook_error) {
         guard_context_set(s, "note", "the transfer is made; its receipt will be when the service starts");
-        guard_log_error(log_get(), GUARD_LOG_WARNING, &result.hook_error);
+        guard_log_error(log_get(), GUARD_LOG_WARNING, &a.result.hook_error);
     }
     *t = a.made;
     if (a.replayed) {
