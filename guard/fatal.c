@@ -51,6 +51,28 @@ void guard_fatal_told(void)
     __atomic_store_n(&fatal_is_told, 1, __ATOMIC_RELEASE);
 }
 
+void guard_fatal_forget(void)
+{
+    fatal_thread = 0;
+    fatal_is_told = 0;
+}
+
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define FATAL_WITHOUT_TRY 1
+#endif
+#endif
+#if defined(__SANITIZE_THREAD__) || defined(FATAL_WITHOUT_TRY)
+
+/* ThreadSanitizer forgets the setjmps of a thread's own stack at one on another stack. */
+bool guard_fatal_try(guard_fn *fn, void *arg)
+{
+    fn(arg);
+    return true;
+}
+
+#else
+
 bool guard_fatal_try(guard_fn *fn, void *arg)
 {
     jmp_buf *volatile former = fatal_way_out;
@@ -64,6 +86,8 @@ bool guard_fatal_try(guard_fn *fn, void *arg)
     fatal_way_out = former;
     return true;
 }
+
+#endif
 
 /* ------------------------------------------------------------------------------------------------- report -- */
 

@@ -53,7 +53,6 @@ static uint32_t fault_is_on;
 typedef struct fault_facts {
     int signo;
     int code;
-    int os_error;
     uintptr_t address;
     uintptr_t pc;
 } fault_facts;
@@ -276,7 +275,6 @@ static void fault_land(fault_frame *frame)
     char detail[sizeof((guard_error *)0)->detail];
     guard_line line = {text, sizeof text, 0};
     guard_error error;
-    errno = facts->os_error;
     guard_error_open(&error, GUARD_FAULT, facts->signo);
     guard_line_signal(&line, facts->signo);
     guard_line_text(&line, facts->signo == SIGFPE ? ": " : ", ");
@@ -297,7 +295,6 @@ static void fault_land(fault_frame *frame)
 
 typedef struct fault_walk {
     uintptr_t pc; /* of the fault */
-    uintptr_t sp;
     uintptr_t border;
     uintptr_t last;
     bool is_begun;
@@ -313,9 +310,8 @@ static _Unwind_Reason_Code walk_look(struct _Unwind_Context *context, void *memo
     int is_exact = 0;
     uintptr_t ip = _Unwind_GetIPInfo(context, &is_exact);
     uintptr_t begin = _Unwind_GetCFA(context);
-    if (!walk->is_begun) { /* the handler's own frames */
-        walk->is_begun = is_exact && ip == walk->pc && begin == walk->sp;
-        walk->last = begin;
+    if (!walk->is_begun) { /* the handler's own frames; on aarch64 the CFA is here where the kernel has saved the registers */
+        walk->is_begun = is_exact && ip == walk->pc;
         return _URC_NO_REASON;
     }
     if (begin > walk->border) {
@@ -408,8 +404,8 @@ static bool fault_is_in_own_code(fault_question *question)
 static bool fault_walk_out(fault_question *question, uintptr_t border)
 {
     fault_walk walk = {.pc = context_pc(question->context),
-                       .sp = context_sp(question->context),
                        .border = border,
+                       .last = context_sp(question->context) - 1, /* a leaf of aarch64 has no frame */
                        .refusal = question->refusal};
     question->refusal->why = "its frames could not be followed to the border";
     _Unwind_Backtrace(walk_look, &walk);
@@ -483,7 +479,6 @@ bool guard_fault_redirect(int signo, const siginfo_t *info, void *memory, guard_
     }
     question.frame->facts = (fault_facts){.signo = signo,
                                           .code = info->si_code,
-                                          .os_error = errno,
                                           .address = (uintptr_t)info->si_addr,
                                           .pc = context_pc(context)};
     context_enter(context, fault_land, question.frame);

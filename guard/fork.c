@@ -120,6 +120,7 @@ static void fork_in_child(void)
     guard_metrics_after_fork(true);
     guard_watch_forget();
     guard_signal_forget();
+    guard_fatal_forget();
     guard_report_forget();
     guard_dump_forget();
     guard_attention_clear(&guard_impl_attention, ATTENTION_CANCEL);

@@ -409,6 +409,8 @@ void guard_fatal_install(int signo);
 void guard_fatal_prepare(void);
 /* The process aborts after it has told why: the handler of SIGABRT is silent. */
 void guard_fatal_told(void);
+/* After fork, in the child: what other threads were about to die of is the parent's. */
+void guard_fatal_forget(void);
 /* Runs fn(arg) inside the handler; false where it faulted. */
 bool guard_fatal_try(guard_fn *fn, void *arg);
 

@@ -176,11 +176,13 @@ void guard_thread_interrupt(guard_thread *thread)
     if (thread->interrupts != NULL) {
         if (guard_watch_start() == 0) {
             guard_watch_poke();
-        } else { /* no thread to be had: at least once, from here */
+        } else { /* no thread to be had: at least once, from here. A fault of one is not to be a panic, under the lock. */
+            guard_impl_foreign++;
             for (guard_interrupt *interrupt = thread->interrupts; interrupt != NULL; interrupt = interrupt->outer) {
                 interrupt->fn(interrupt->arg);
                 interrupt->called++;
             }
+            guard_impl_foreign--;
         }
     }
     pthread_mutex_unlock(&thread->lock);

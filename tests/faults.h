@@ -19,6 +19,18 @@
 #define FAULT_SANITIZED 0
 #endif
 
+/* It delivers signals that were sent later, and reports what a handler does. */
+#if defined(__SANITIZE_THREAD__)
+#define FAULT_THREAD_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define FAULT_THREAD_SANITIZED 1
+#endif
+#endif
+#ifndef FAULT_THREAD_SANITIZED
+#define FAULT_THREAD_SANITIZED 0
+#endif
+
 /* As child_run, in a child whose crash signals have no handlers yet: sanitizers bring some, which would have the last word. */
 void fault_run_child(void (*fn)(void *arg), void *arg, child_result *result);
 
