@@ -487,13 +487,15 @@ static void sort_by_fault(void *arg)
     qsort(numbers, 3, sizeof *numbers, compare_by_fault);
 }
 
+/* Sanitizers bring a qsort of their own, which with clang is part of the program. */
+#if !FAULT_SANITIZED
 START_TEST(a_fault_in_a_comparison_of_qsort_is_fatal)
 {
     expect_fatal(&(fatal_case){.fn = sort_by_fault}, SIGSEGV, "guard: fatal: SIGSEGV",
-                 FAULT_SANITIZED ? "no panic: between the fault and the border is a frame of lib"
-                                 : "no panic: between the fault and the border is a frame of libc.so.6+0x");
+                 "no panic: between the fault and the border is a frame of libc.so.6+0x");
 }
 END_TEST
+#endif
 
 static void sort_with_border_work(void *arg)
 {
@@ -751,7 +753,9 @@ int main(void)
         a_fault_a_thousand_frames_deep_is_a_panic,
         without_a_border_a_fault_is_fatal,
         a_fault_inside_libc_is_fatal,
+#if !FAULT_SANITIZED
         a_fault_in_a_comparison_of_qsort_is_fatal,
+#endif
         a_border_inside_the_comparison_makes_it_a_panic,
         a_module_that_was_named_is_own_code,
 #if !FAULT_THREAD_SANITIZED
