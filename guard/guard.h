@@ -117,13 +117,14 @@ typedef struct guard_cause {
     uint32_t line;
     uint8_t relation; /* a guard_relation */
     char sqlstate[6];
-    uint8_t flags; /* GUARD_ERROR_... */
+    uint8_t flags;    /* GUARD_ERROR_... */
     char file[28];    /* the last part of the path */
     char message[56]; /* cut at the end where it is longer */
 } guard_cause;
 
 #define GUARD_ERROR_CAUGHT 1U     /* a border returned it */
 #define GUARD_ERROR_REPANICKED 2U /* it was caught, or recovered, and raised again */
+#define GUARD_ERROR_COUNTED 4U    /* guard_panics_total has it: raised again, it is no other panic */
 
 /*
  * An error, flat and at most 1 KiB: copy it with `=`, hand it to another thread, keep it as long as you like.
@@ -139,9 +140,9 @@ typedef struct guard_error {
     uint8_t cause_more;  /* how many more there were, at most 255 */
     uint8_t flags;       /* GUARD_ERROR_... */
     uint8_t reserved;
-    char sqlstate[6];    /* five characters, for databases that have one */
+    char sqlstate[6]; /* five characters, for databases that have one */
     char more_reserved[2];
-    char file[48];       /* the last part of the path */
+    char file[48]; /* the last part of the path */
     char function[40];
     char message[300];   /* one line, without a newline at its end */
     char detail[144];    /* PostgreSQL's DETAIL, or more of the message */
@@ -229,7 +230,7 @@ typedef struct guard_kind {
     size_t (*describe)(const void *object, char *text, size_t size); /* as snprintf; may be NULL */
     unsigned flags;                                                  /* GUARD_KIND_... */
     guard_fn *dismiss;                                               /* frees what the object is besides the resource */
-    const char *action; /* what the release does, for reports: "ROLLBACK", "unlock"; may be NULL */
+    const char *action;                   /* what the release does, for reports: "ROLLBACK", "unlock"; may be NULL */
     int64_t (*since)(const void *object); /* when it was acquired, see guard_dump.h; may be NULL */
     const void *reserved[2];              /* NULL */
 } guard_kind;

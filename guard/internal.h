@@ -121,7 +121,7 @@ struct guard_stack {
     guard_scope orphans; /* on no list: registrations whose scope was passed without being run, see orphan.c */
     guard_stack *next;   /* of all stacks, under the life lock */
     guard_stack **at;
-    bool is_swapped; /* a fiber's stack, which a thread uses at the moment */
+    bool is_swapped;                     /* a fiber's stack, which a thread uses at the moment */
     struct guard_context_state *context; /* NULL: nothing was set yet */
     guard_impl_record records[POOL_FIRST];
 };
@@ -291,7 +291,7 @@ typedef struct guard_thread {
     uint32_t trace_turn;         /* panics since the last one that was traced */
     uint32_t trace_next;         /* the entry that is used next */
     guard_kept_trace traces[GUARD_TRACE_KEPT];
-    void *alternate;             /* the stack of fatal signals, see fatal.c; NULL: none of ours */
+    void *alternate; /* the stack of fatal signals, see fatal.c; NULL: none of ours */
     size_t alternate_size;
     uintptr_t stack_low; /* the bounds of its own stack, where fatal.c has asked for them; else 0 */
     uintptr_t stack_high;
@@ -338,15 +338,16 @@ static inline guard_site_memo *guard_site_memo_of(guard_thread *thread, const gu
 
 /* site.c: the slot of a panic of this domain from this place, or where that is NULL, from that of the error. */
 uint32_t guard_site_find(guard_thread *thread, const guard_error *error, const guard_place *place);
-static inline void guard_site_count(const guard_error *error, const guard_place *place)
+static inline void guard_site_count(guard_error *error, const guard_place *place)
 {
     guard_thread *thread = guard_thread_own;
     const guard_site_memo *memo = guard_site_memo_of(thread, place);
     uint32_t slot = memo->slot;
-    if (GUARD_IMPL_UNLIKELY(error->flags & GUARD_ERROR_REPANICKED)) {
-        guard_word_add(&thread->counts[COUNT_AGAIN], 1);
+    if (GUARD_IMPL_UNLIKELY(error->flags & GUARD_ERROR_COUNTED)) {
+        guard_word_add(&thread->counts[COUNT_AGAIN], error->flags & GUARD_ERROR_REPANICKED ? 1 : 0);
         return;
     }
+    error->flags |= GUARD_ERROR_COUNTED;
     if (GUARD_IMPL_UNLIKELY(place == NULL || memo->place != place || memo->line != place->line ||
                             memo->domain != error->domain)) {
         slot = guard_site_find(thread, error, place);

@@ -43,8 +43,10 @@ void guard_misuse_hold(guard_stack *stack, const guard_error *error)
         guard_error_copy(&copy, error);
         guard_raise(stack, &copy, NULL, NULL); /* uncaught, so it does not jump */
     } else {
-        guard_site_count(error, NULL);
-        guard_hold(stack, error);
+        guard_error copy;
+        guard_error_copy(&copy, error);
+        guard_site_count(&copy, NULL);
+        guard_hold(stack, &copy);
     }
 }
 

@@ -402,7 +402,7 @@ void guard_impl_panic_error(const guard_place *place, const guard_error *error)
         copy.code = -1;
     }
     if (copy.flags & GUARD_ERROR_CAUGHT) {
-        copy.flags = GUARD_ERROR_REPANICKED;
+        copy.flags = (uint8_t)((copy.flags & ~GUARD_ERROR_CAUGHT) | GUARD_ERROR_REPANICKED);
     }
     panic_begin(&copy, copy.file[0] == '\0' ? place : NULL, __builtin_return_address(0));
 }

@@ -296,6 +296,24 @@ static void raise_again(void *arg)
     guard_panic_error((const guard_error *)arg);
 }
 
+static void raise_through_a_latch(void *arg)
+{
+    guard_latch latch;
+    guard_latch_open(&latch);
+    guard_latch_run(&latch, raise_there, arg);
+    guard_latch_raise(&latch);
+}
+
+START_TEST(a_panic_that_a_latch_carries_is_one_panic)
+{
+    GUARD_AUTO(s);
+    guard_run(raise_through_a_latch, NULL, NULL);
+    const char *text = read_page(s);
+    ck_assert_int_eq(exposition_sum(text, "guard_panics_total"), 1);
+    ck_assert_int_eq(exposition_value(text, "guard_panics_raised_again_total"), 0);
+}
+END_TEST
+
 START_TEST(panics_are_counted_by_domain_and_by_the_place_they_come_from)
 {
     static const int domains[] = {GUARD_USER, GUARD_OS, 4711};
@@ -717,6 +735,7 @@ int main(void)
         threads_that_come_and_go_are_summed_exactly_while_others_read,
         every_deferred_function_that_ran_is_counted_and_no_other,
         panics_are_counted_by_domain_and_by_the_place_they_come_from,
+        a_panic_that_a_latch_carries_is_one_panic,
         more_places_than_there_is_room_for_are_counted_as_other,
         services_and_breakers_are_there_by_name_while_they_live,
         labels_of_any_bytes_are_written_as_the_format_wants,

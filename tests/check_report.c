@@ -242,10 +242,10 @@ START_TEST(an_error_knows_whether_it_was_caught_and_whether_it_was_raised_again)
     guard_recover_fn *recover = recover_it;
     ck_assert_int_eq(guard_run(raise_over, &recover, &error), 0);
     ck_assert_int_eq(guard_run(fail_now, "x", &error), 2);
-    ck_assert_uint_eq(error.flags, GUARD_ERROR_CAUGHT);
+    ck_assert_uint_eq(error.flags, GUARD_ERROR_CAUGHT | GUARD_ERROR_COUNTED);
     recover = recover_and_raise_it_again;
     ck_assert_int_eq(guard_run(raise_over, &recover, &again), 1);
-    ck_assert_uint_eq(again.flags, GUARD_ERROR_CAUGHT | GUARD_ERROR_REPANICKED);
+    ck_assert_uint_eq(again.flags, GUARD_ERROR_CAUGHT | GUARD_ERROR_REPANICKED | GUARD_ERROR_COUNTED);
     ck_assert_uint_eq(again.cause_count, 0);
 }
 END_TEST
