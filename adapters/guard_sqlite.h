@@ -51,8 +51,8 @@
  *
  *   BUSY          another connection reads or writes: COMMIT is retried until commit_ms, then it is rolled back.
  *   787 and other deferred constraints: the transaction stays OPEN and can be mended; leaving the scope rolls back.
- *   Statements that write and were not read to their end (INSERT ... RETURNING) are reset: their rows are in; writable blobs are
- *                 closed; not in a function that such a statement calls, where COMMIT fails (SQLITE_BUSY). A SELECT that is
+ *   Statements that write and were not read to their end (INSERT ... RETURNING) are reset: their rows are in, and the next step
+ *                 of such a statement is its end. Writable blobs are closed. Not in a function that such a statement calls, where COMMIT fails (SQLITE_BUSY). A SELECT that is
  *                 not at its end does not hinder; it keeps its snapshot, and the result has GUARD_NOTE_READER_LEFT_OPEN.
  *   I/O error     the answer is lost: in WAL mode the commit may be in the file, and a crash would revive it. The outcome is
  *                 IN_DOUBT. With a marker or a probe it is resolved within resolve_ms, or later by guard_sqlite_resolve: it writes

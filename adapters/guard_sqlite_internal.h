@@ -83,6 +83,7 @@ struct guard_sqlite_stmt {
     int64_t since; /* guard_dump_clock */
     int stepped;
     int ends; /* COMMIT, END or ROLLBACK: not inside a guarded transaction */
+    int cut;  /* reset by us in the middle: its next step is its end, for to begin again would write again */
 };
 
 /* guard_sqlite_error.c: what SQLite says about `rc`, as it stands now. sql may be NULL. */
@@ -123,6 +124,8 @@ int guard_sqlite_control_waiting(guard_sqlite *db, control which, int32_t limit_
 int guard_sqlite_look(guard_sqlite *db, const guard_place *place);
 int guard_sqlite_prepare_into(guard_sqlite_stmt *stmt, guard_sqlite *db, const char **sql, const guard_place *place);
 void guard_sqlite_detach_stmt(guard_sqlite_stmt *stmt);
+/* Resets it where it is in its middle, and lets its next step be its end. */
+void guard_sqlite_cut(guard_sqlite_stmt *stmt);
 /* Ends the reading of every statement; of an adopted handle only ours. */
 void guard_sqlite_reset_all(guard_sqlite *db);
 void guard_sqlite_reset_raw(sqlite3 *raw);

@@ -279,6 +279,21 @@ static void GUARD_NORETURN fail_step(guard_sqlite *db, guard_sqlite_stmt *stmt, 
     __builtin_unreachable();
 }
 
+/* A statement that is not as others: 1 if it may be stepped all the same. */
+static int may_step(const guard_sqlite *db, guard_sqlite_stmt *stmt, const guard_place *place)
+{
+    if (stmt->cut) {
+        stmt->cut = 0;
+        return 0;
+    }
+    if (db->session.tx != NULL) {
+        guard_impl_misuse(place, GUARD_MISUSE_STATE, "%.60s as SQL inside a guarded transaction",
+                          sqlite3_sql(stmt->raw));
+        return 0;
+    }
+    return 1;
+}
+
 int guard_sqlite_step_at(guard_sqlite_stmt *stmt, const guard_place *place)
 {
     if (!check_stmt(stmt, place)) {
@@ -288,9 +303,7 @@ int guard_sqlite_step_at(guard_sqlite_stmt *stmt, const guard_place *place)
     if (!guard_sqlite_may_run(db, place)) {
         return 0;
     }
-    if (GUARD_IMPL_UNLIKELY(stmt->ends && db->session.tx != NULL)) {
-        guard_impl_misuse(place, GUARD_MISUSE_STATE, "%.60s as SQL inside a guarded transaction",
-                          sqlite3_sql(stmt->raw));
+    if (GUARD_IMPL_UNLIKELY(stmt->ends | stmt->cut) && !may_step(db, stmt, place)) {
         return 0;
     }
     int rc = guard_sqlite_call_step(db, stmt->raw);
@@ -320,7 +333,15 @@ void guard_sqlite_reset(guard_sqlite_stmt *stmt)
     if (stmt != NULL && stmt->raw != NULL) {
         sqlite3_reset(stmt->raw);
         set_stepped(stmt, 0);
+        stmt->cut = 0;
     }
+}
+
+void guard_sqlite_cut(guard_sqlite_stmt *stmt)
+{
+    int cut = stmt->stepped;
+    guard_sqlite_reset(stmt);
+    stmt->cut = cut;
 }
 
 void guard_sqlite_reset_all(guard_sqlite *db)
@@ -329,7 +350,7 @@ void guard_sqlite_reset_all(guard_sqlite *db)
         return; /* SQLite is in the middle of one */
     }
     for (guard_sqlite_stmt *stmt = db->statements; stmt != NULL; stmt = stmt->next) {
-        guard_sqlite_reset(stmt);
+        guard_sqlite_cut(stmt);
     }
     if (!db->adopted) {
         guard_sqlite_reset_raw(db->raw);
@@ -359,7 +380,7 @@ static int may_bind(guard_sqlite_stmt *stmt, const guard_place *place)
     if (!check_stmt(stmt, place)) {
         return 0;
     }
-    if (stmt->stepped) {
+    if (stmt->stepped | stmt->cut) {
         guard_sqlite_reset(stmt);
     }
     return 1;

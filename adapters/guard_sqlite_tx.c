@@ -96,6 +96,11 @@ static int driver_begin(void *connection, const void *options, guard_error *erro
 
 /* ------------------------------------------------------------------------------------------------- commit */
 
+static int is_writing(sqlite3_stmt *stmt)
+{
+    return sqlite3_stmt_busy(stmt) && !sqlite3_stmt_readonly(stmt);
+}
+
 /*
  * Resets the statements that write and were not read to their end. All their changes were made by the first step
  * (lang_returning.html, 2.1), so that nothing is lost but rows nobody asked for. Returns how many there were; or -1 in a function that
@@ -105,8 +110,14 @@ int guard_sqlite_reset_writers(guard_sqlite *db)
 {
     int running = db->calls != 0 || db->inside != 0;
     int count = running ? 0 : guard_sqlite_end_writable_blobs(db);
+    for (guard_sqlite_stmt *stmt = db->statements; stmt != NULL && !running; stmt = stmt->next) {
+        if (is_writing(stmt->raw)) {
+            guard_sqlite_cut(stmt);
+            count++;
+        }
+    }
     for (sqlite3_stmt *stmt = NULL; (stmt = sqlite3_next_stmt(db->raw, stmt)) != NULL;) {
-        if (sqlite3_stmt_busy(stmt) && !sqlite3_stmt_readonly(stmt)) {
+        if (is_writing(stmt)) {
             if (running) {
                 return -1;
             }

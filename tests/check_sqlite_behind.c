@@ -317,6 +317,24 @@ START_TEST(a_commit_closes_a_writable_blob_and_keeps_what_it_wrote)
 }
 END_TEST
 
+START_TEST(a_statement_that_a_commit_has_reset_is_at_its_end_and_does_not_write_again)
+{
+    GUARD_AUTO(s);
+    int rows = 0;
+    open_database(s, NULL);
+    guard_sqlite_stmt *insert = guard_sqlite_prepare(s, db, "INSERT INTO t(data) VALUES (?1), (?1) RETURNING id");
+    guard_tx *tx = guard_sqlite_begin(s, db, NULL);
+    for (; guard_sqlite_step(insert); rows++) {
+        guard_tx_commit(tx);
+    }
+    ck_assert_int_eq(rows, 1);
+    ck_assert_int_eq(database_number(path, COUNT), 2);
+    /* And then it is as any other. */
+    guard_sqlite_run(insert);
+    ck_assert_int_eq(database_number(path, COUNT), 4);
+}
+END_TEST
+
 START_TEST(a_raw_writable_blob_keeps_a_transaction_from_committing)
 {
     GUARD_AUTO(s);
@@ -535,6 +553,7 @@ int main(void)
         a_connection_with_virtual_tables_commits_and_closes,
         a_statement_left_in_a_table_valued_function_is_finalised_at_the_close,
         a_commit_closes_a_writable_blob_and_keeps_what_it_wrote,
+        a_statement_that_a_commit_has_reset_is_at_its_end_and_does_not_write_again,
         a_raw_writable_blob_keeps_a_transaction_from_committing,
         a_wal_file_and_one_with_a_journal_are_not_taken_for_one,
         without_a_journal_what_was_written_is_not_told_as_taken_back,
