@@ -10,7 +10,8 @@
  * registrations are marked. Other threads' stacks are forgotten after their GUARD_KIND_AT_FORK rules ran; their memory is kept, as it may have been
  * in the middle of a change when fork copied it. A list of records is whole at every moment, since each change of it is one store.
  *
- * The life lock is held over the fork, so that the lists of threads, stacks and owners are whole in the child.
+ * The life lock is held over the fork, so that the lists of threads, stacks and owners are whole in the child, which unlocks its
+ * copy: it is the thread that locked it. A thread's own lock is taken by others only under the life lock, so it is free in the child.
  */
 #include <unistd.h>
 
@@ -115,7 +116,6 @@ static void fork_in_child(void)
         }
         own->is_woken = false;
         own->tid = gettid();
-        pthread_mutex_init(&own->lock, NULL);
     }
     guard_metrics_after_fork(true);
     guard_watch_forget();
@@ -124,7 +124,7 @@ static void fork_in_child(void)
     guard_report_forget();
     guard_dump_forget();
     guard_attention_clear(&guard_impl_attention, ATTENTION_CANCEL);
-    pthread_mutex_init(&guard_life_lock, NULL);
+    pthread_mutex_unlock(&guard_life_lock);
 }
 
 int guard_fork_prepare(void)

@@ -219,7 +219,7 @@ void guard_metrics_after_fork(bool is_child)
         collector->at = NULL;
     }
     collectors = NULL;
-    pthread_mutex_init(&lock, NULL);
+    pthread_mutex_unlock(&lock);
 }
 
 /* ----------------------------------------------------------------------------------------- collectors -- */

@@ -130,6 +130,8 @@ START_TEST(the_main_thread_may_exit_and_another_ends_the_process)
 }
 END_TEST
 
+/* Under ThreadSanitizer a process whose main thread has exited does not end: its own thread lives on. */
+#ifndef WITH_TSAN
 static void exit_thread(void *arg)
 {
     (void)arg;
@@ -154,6 +156,7 @@ START_TEST(the_process_ends_with_0_when_its_last_thread_exits)
     ck_assert_str_eq(child.text, "");
 }
 END_TEST
+#endif
 
 int main(void)
 {
@@ -161,7 +164,9 @@ int main(void)
         a_recovering_function_may_exit_its_thread_again_and_again,
         a_hundred_threads_exit_from_deep_frames,
         the_main_thread_may_exit_and_another_ends_the_process,
+#ifndef WITH_TSAN
         the_process_ends_with_0_when_its_last_thread_exits,
+#endif
     };
     return suite_run("conformance_exit", tests, sizeof tests / sizeof *tests);
 }

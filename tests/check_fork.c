@@ -71,13 +71,6 @@ static void at_fork(void *name)
 }
 
 static const guard_kind kind = {.name = "kind", .release = release, .child = child_rule, .flags = GUARD_KIND_HEAP};
-#if defined(__SANITIZE_ADDRESS__)
-#define WITH_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define WITH_ASAN 1
-#endif
-#endif
 #ifdef WITH_ASAN
 /* A forked child keeps its parent's memory, by rule: to LeakSanitizer that is a leak. */
 __attribute__((visibility("default"))) const char *__asan_default_options(void);
@@ -172,12 +165,18 @@ START_TEST(a_child_that_exits_applies_the_child_rules_where_exit_runs_scopes)
 }
 END_TEST
 
+/* Under ThreadSanitizer a process whose main thread has exited does not end: its own thread lives on. */
+#ifndef WITH_TSAN
 START_TEST(a_child_whose_thread_exits_applies_the_child_rules)
 {
+    if (suite_under_valgrind()) { /* what only main's frames pointed at, Check's memory, counts as lost once that thread is gone */
+        return;
+    }
     events_open();
     leave_in_the_child("exit thread");
 }
 END_TEST
+#endif
 
 static void release_inherited(void *arg)
 {
@@ -424,6 +423,8 @@ START_TEST(a_cancel_of_the_parent_is_not_the_childs_and_the_childs_not_the_paren
 }
 END_TEST
 
+/* In the child of a process with threads, ThreadSanitizer takes signals and never hands them on. */
+#ifndef WITH_TSAN
 static void *raise_the_signal(void *arg)
 {
     raise(SIGTERM);
@@ -447,11 +448,15 @@ static void signal_in_the_child(void *arg)
 
 START_TEST(a_child_is_cancelled_by_its_own_signal_and_not_by_the_parents)
 {
+    if (suite_under_valgrind()) { /* the child ends while its watcher lives, whose memory counts as possibly lost */
+        return;
+    }
     guard_cancel_on_signal(SIGTERM, 0);
     raise(SIGTERM);
     ck_assert_int_eq(in_child(signal_in_the_child, NULL), 0);
 }
 END_TEST
+#endif
 
 /* ----------------------------------------------------------------------------------------------- exit -- */
 
@@ -568,7 +573,9 @@ int main(void)
     const TTest *const tests[] = {
         a_child_that_returns_or_panics_applies_the_child_rules_and_the_parent_lives_on,
         a_child_that_exits_applies_the_child_rules_where_exit_runs_scopes,
+#ifndef WITH_TSAN
         a_child_whose_thread_exits_applies_the_child_rules,
+#endif
         releasing_an_inherited_ticket_applies_the_child_rule,
         a_child_of_a_child_inherits_what_the_child_made,
         an_inherited_recovering_defer_still_recovers,
@@ -576,7 +583,9 @@ int main(void)
         a_child_that_closes_an_inherited_owner_applies_the_child_rules,
         a_child_that_adopts_runs_all_as_its_own_but_what_was_done_in_fork,
         a_cancel_of_the_parent_is_not_the_childs_and_the_childs_not_the_parents,
+#ifndef WITH_TSAN
         a_child_is_cancelled_by_its_own_signal_and_not_by_the_parents,
+#endif
         exit_runs_nothing_unless_asked,
         exit_runs_the_threads_scopes_once_and_a_second_exit_inside_does_not_loop,
         a_panic_at_exit_is_fatal_after_the_rest_has_run,

@@ -27,13 +27,6 @@
 static const char *path;
 static int is_adopted;
 
-#if defined(__SANITIZE_ADDRESS__)
-#define WITH_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define WITH_ASAN 1
-#endif
-#endif
 #ifdef WITH_ASAN
 /* A forked child leaves its parent's connections as they are, by rule: to LeakSanitizer that is a leak. */
 __attribute__((visibility("default"))) const char *__asan_default_options(void);

@@ -292,13 +292,6 @@ START_TEST(a_cancel_inside_a_deferred_function_does_not_lose_the_rest)
 END_TEST
 
 /* AddressSanitizer stops in its own bookkeeping of a stack that a forced unwind leaves in the middle of a panic (asan_thread.cpp). */
-#if defined(__SANITIZE_ADDRESS__)
-#define WITH_ASAN 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define WITH_ASAN 1
-#endif
-#endif
 #ifndef WITH_ASAN
 static void panic_into_a_cancel(void *arg)
 {

@@ -1,7 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 #include <stdlib.h>
+#include <string.h>
 
 #include "suite.h"
+
+int suite_under_valgrind(void)
+{
+    const char *preloaded = getenv("LD_PRELOAD"); /* valgrind puts its replacement of malloc there */
+    return preloaded != NULL && strstr(preloaded, "vgpreload") != NULL;
+}
 
 int suite_run(const char *name, const TTest *const *tests, size_t count)
 {

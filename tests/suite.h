@@ -20,4 +20,23 @@ int suite_run(const char *name, const TTest *const *tests, size_t count);
 /* Room for valgrind: alone, a test takes milliseconds. */
 #define SUITE_SECONDS 60
 
+/* For what a sanitizer's own threads and bookkeeping cannot bear; the test says why. */
+#if defined(__SANITIZE_ADDRESS__)
+#define WITH_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define WITH_ASAN 1
+#endif
+#endif
+#if defined(__SANITIZE_THREAD__)
+#define WITH_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define WITH_TSAN 1
+#endif
+#endif
+
+/* For a test that does on purpose what valgrind reports, such as reading what was never written. */
+int suite_under_valgrind(void);
+
 #endif
