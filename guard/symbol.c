@@ -97,16 +97,23 @@ static void libdw_find_locked(Dwarf_Addr place, guard_frame *frame)
     }
 }
 
+/* Tries for a second. Not pthread_mutex_clocklock: ThreadSanitizer and valgrind do not know it, and would see a race here. */
+static bool symbol_lock_take(void)
+{
+    for (int tries = 0; tries < 1000; tries++) {
+        if (pthread_mutex_trylock(&symbol_lock) == 0) {
+            return true;
+        }
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    }
+    return false;
+}
+
 static void libdw_find(const void *address, guard_frame *frame)
 {
-    struct timespec until;
     int cancel;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += 1;
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-    /* First what ThreadSanitizer knows: gcc 12's does not intercept pthread_mutex_clocklock. */
-    if (pthread_mutex_trylock(&symbol_lock) == 0 ||
-        pthread_mutex_clocklock(&symbol_lock, CLOCK_MONOTONIC, &until) == 0) {
+    if (symbol_lock_take()) {
         libdw_find_locked((uintptr_t)address - 1, frame);
         pthread_mutex_unlock(&symbol_lock);
     }
