@@ -277,7 +277,7 @@ static void inherit_a_deadline(void *arg)
     guard_group *group = guard_group_open(s, NULL);
     {
         GUARD_AUTO(spawning);
-        guard_deadline(spawning, 10);
+        guard_deadline(spawning, 500); /* it is not to pass before the member is there */
         guard_group_spawn(group, wait_until_cancelled, &one);
     }
     guard_group_wait(group, arg);
@@ -445,7 +445,9 @@ START_TEST(a_member_that_cannot_be_started_is_a_panic_and_the_others_are_waited_
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     ck_assert_int_eq(pthread_attr_setstacksize(&attributes, (size_t)1 << 46), 0); /* no thread has a stack of 64 TiB */
-    ck_assert_int_eq(guard_run(spawn_without_threads, &attributes, &error), EAGAIN);
+    int code = guard_run(spawn_without_threads, &attributes, &error);
+    ck_assert_msg(code == EAGAIN || code == EINVAL, "%d: %s", code,
+                  error.message); /* valgrind's allocator says EINVAL */
     ck_assert_int_eq(error.domain, GUARD_OS);
     ck_assert_int_eq(count, 1);
     pthread_attr_destroy(&attributes);

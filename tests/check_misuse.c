@@ -444,8 +444,12 @@ static void jump_into_a_scope(void *arg)
     trace_add("after");
 }
 
+/* Noticing it reads the scope, which the jump left as the frame was: to valgrind that is an error, and rightly. */
 START_TEST(a_jump_into_a_scope_is_misuse_noticed_at_its_end)
 {
+    if (suite_under_valgrind()) {
+        return;
+    }
     expect_misuse(jump_into_a_scope, NULL, GUARD_MISUSE_SCOPE, "inside, after");
     trace_expect("inside, after");
 }
@@ -468,6 +472,9 @@ static void jump_into_a_scope_over_old_pointers(void *arg)
 
 START_TEST(a_jump_into_a_scope_is_misuse_whatever_its_frame_held_before)
 {
+    if (suite_under_valgrind()) {
+        return;
+    }
     expect_misuse(jump_into_a_scope_over_old_pointers, NULL, GUARD_MISUSE_SCOPE, "inside, after");
 }
 END_TEST
