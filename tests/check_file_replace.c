@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include <guard/guard_cancel.h>
+#include <guard/guard_fault.h>
 #include <guard/guard_file.h>
 
 #include "fault_memory.h"
@@ -844,6 +845,38 @@ START_TEST(a_writer_killed_at_any_call_leaves_the_old_content_or_the_new)
 }
 END_TEST
 
+START_TEST(a_writer_terminated_at_any_call_leaves_no_temporary_file)
+{
+    scratch_begin(_i);
+    int old = 0;
+    for (int n = 1;; n++) {
+        file_put("target", "old");
+        pid_t child = fork();
+        if (child == 0) {
+            writing w = {.path = "target"};
+            signal(SIGTERM, SIG_DFL); /* Check has a handler */
+            guard_fatal_on_signal(SIGTERM);
+            faults_arm(n, FAULT_TERMINATE);
+            int code = guard_run(write_new, &w, NULL);
+            _exit(code == 0 && w.published ? 0 : 1);
+        }
+        int status;
+        ck_assert_int_eq(waitpid(child, &status, 0), child);
+        const char *content = file_get("target");
+        bool is_old = strcmp(content, "old") == 0;
+        ck_assert_msg(is_old || strcmp(content, "new content") == 0, "terminated at call %d: %s", n, content);
+        old += is_old;
+        ck_assert_msg(leftovers_remove() == 0, "terminated at call %d, it left a file", n);
+        if (WIFEXITED(status)) {
+            ck_assert_int_eq(status, 0);
+            break;
+        }
+        ck_assert_int_eq(WTERMSIG(status), SIGTERM);
+    }
+    ck_assert_int_gt(old, 4);
+}
+END_TEST
+
 enum { CONTENT = 200000 };
 
 static void write_letter(void *arg)
@@ -938,6 +971,7 @@ int main(void)
     ADD(nothing_is_published_by_a_cancelled_thread);
     ADD(a_forked_child_leaves_the_replacement_to_its_parent);
     ADD(a_writer_killed_at_any_call_leaves_the_old_content_or_the_new);
+    ADD(a_writer_terminated_at_any_call_leaves_no_temporary_file);
     ADD(a_reader_never_sees_a_mixture_while_writers_are_killed);
     suite_add_tcase(suite, replacing);
 

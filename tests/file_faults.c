@@ -86,8 +86,8 @@ static bool call_fails(const char *name)
     if (++calls != at) {
         return false;
     }
-    if (fault == FAULT_KILL) {
-        kill(getpid(), SIGKILL);
+    if (fault == FAULT_KILL || fault == FAULT_TERMINATE) {
+        kill(getpid(), fault == FAULT_KILL ? SIGKILL : SIGTERM);
         for (;;) {
             pause();
         }

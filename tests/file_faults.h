@@ -12,7 +12,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#define FAULT_KILL (-1) /* instead of an errno: SIGKILL to the own process just before the call */
+#define FAULT_KILL (-1)      /* instead of an errno: SIGKILL to the own process just before the call */
+#define FAULT_TERMINATE (-2) /* SIGTERM likewise, which must end it */
 
 /* From now on the Nth call (from 1) of openat, close, fsync, syncfs, fchmod, fchown, linkat, renameat,
  * renameat2, unlinkat, fstatat, readlinkat, mkdirat and access fails so. 0: they are only counted. A failing
