@@ -452,8 +452,11 @@ static bool fault_is_call(const fault_question *question)
 {
     uintptr_t pc = context_pc(question->context);
     guard_module module;
-    return question->signo == SIGSEGV && question->info->si_code > 0 && !guard_module_find(pc, &module) &&
-           ((uintptr_t)question->info->si_addr == pc || question->info->si_code == SI_KERNEL);
+    if (question->signo != SIGSEGV || question->info->si_code <= 0) {
+        return false;
+    }
+    return question->info->si_code == SI_KERNEL ? !guard_module_find(pc, &module)
+                                                : (uintptr_t)question->info->si_addr == pc;
 }
 
 static void fault_undo_call(void *memory)
@@ -477,10 +480,8 @@ bool guard_fault_redirect(int signo, const siginfo_t *info, void *memory, guard_
         context->uc_mcontext = former; /* the core file is to have the fault as it was */
         return false;
     }
-    question.frame->facts = (fault_facts){.signo = signo,
-                                          .code = info->si_code,
-                                          .address = (uintptr_t)info->si_addr,
-                                          .pc = context_pc(context)};
+    question.frame->facts = (fault_facts){
+        .signo = signo, .code = info->si_code, .address = (uintptr_t)info->si_addr, .pc = context_pc(context)};
     context_enter(context, fault_land, question.frame);
     return true;
 }
