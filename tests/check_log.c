@@ -372,7 +372,9 @@ START_TEST(the_longest_line_is_bounded_and_says_that_it_is_cut)
     guard_service_call(service, fail_at_length, &error, NULL);
     flush(log);
     ck_assert_str_eq(log_lines_text(0, "cut"), "true");
-    ck_assert_uint_gt(strlen(log_lines_text(0, "message")), 90); /* what matters most is there */
+    ck_assert_uint_gt(strlen(log_lines_text(0, "message")), 90);                      /* what matters most is there, */
+    ck_assert_uint_le(strlen(log_lines_text(0, "message")), 640 / strlen("\\u0001")); /* and leaves room for others */
+    ck_assert_str_ne(log_lines_text(0, "undone"), "");
     ck_assert_str_eq(log_lines_text(0, "domain_number"), "1000");
 }
 END_TEST

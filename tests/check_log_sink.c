@@ -68,8 +68,24 @@ static atomic_int fault;      /* errno; 0: it is short */
 static atomic_int fault_half; /* bytes that it writes before that */
 static atomic_bool fault_stays;
 
+static atomic_int filled = -1; /* before each writev this pipe is filled up, as another of its writers may do */
+
+static void fill_up(int descriptor)
+{
+    char path[40];
+    char bytes[4096] = "";
+    snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
+    int own = open(path, O_WRONLY | O_NONBLOCK);
+    while (write(own, bytes, sizeof bytes) > 0) {
+    }
+    close(own);
+}
+
 GUARD_API ssize_t writev(int descriptor, const struct iovec *parts, int count)
 {
+    if (filled >= 0) {
+        fill_up(filled);
+    }
     int number = atomic_fetch_add(&call, 1) + 1;
     bool is_hit = fault_at != 0 && (fault_stays ? number >= fault_at : number == fault_at);
     if (is_hit && (fault_half == 0 || (fault_stays && number > fault_at))) {
@@ -242,6 +258,21 @@ START_TEST(a_pipe_that_nobody_reads_is_passed_over_until_somebody_does)
     fill_until_lost(log);
     ck_assert_msg((fcntl(ends[1], F_GETFL) & O_NONBLOCK) == 0, "the pipe of others has become non-blocking");
     expect_recovery(log, ends[0]);
+}
+END_TEST
+
+START_TEST(a_pipe_that_another_fills_just_before_the_write_holds_nobody_up)
+{
+    int ends[2];
+    GUARD_AUTO(s);
+    ck_assert_int_eq(pipe(ends), 0);
+    guard_log *log = guard_log_open(s, "log", &everything);
+    guard_log_to_descriptor(log, ends[1]);
+    filled = ends[1];
+    write_lines(log, 3);
+    guard_log_flush(log, 60000);
+    expect_figures(log, 0, 3);
+    filled = -1;
 }
 END_TEST
 
@@ -580,6 +611,7 @@ int main(void)
         at_whichever_write_a_disk_is_full_the_lines_are_counted_and_the_next_is_whole,
         a_dead_pipe_is_counted_and_kills_nobody,
         a_pipe_that_nobody_reads_is_passed_over_until_somebody_does,
+        a_pipe_that_another_fills_just_before_the_write_holds_nobody_up,
         a_socket_that_nobody_reads_is_passed_over_until_somebody_does,
         a_log_is_closed_although_its_pipe_is_stuck,
         a_file_is_moved_away_before_it_is_longer_than_it_may_be,
