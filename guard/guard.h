@@ -340,7 +340,7 @@ GUARD_API extern const guard_kind guard_owner_kind;
  * Copies `size` bytes now, as Go evaluates a deferred call's arguments, and runs fn with the address of the
  * copy. Up to GUARD_COPY_INLINE bytes need no allocation. The copy is the library's and gone when fn has returned.
  */
-#define guard_defer_copy(scope, fn, data, size) guard_impl_defer_copy((scope), (fn), (data), (size), GUARD_HERE)
+#define guard_defer_copy(scope, fn, data, size) guard_impl_copy((scope), (fn), (data), (size), GUARD_HERE)
 #define GUARD_COPY_INLINE 40
 
 /* Registers an object of a kind: what adapters use. A panic in its release is a failing cleanup, see ERRORS. */
@@ -579,7 +579,7 @@ GUARD_API guard_impl_border *guard_impl_border_end(guard_impl_border *border);
 GUARD_API void guard_impl_border_leave(guard_impl_border *border);
 
 /*
- * Whether an automatic close runs a single plain record itself: where leave.c can make a deferred function return to it. Not where a
+ * Whether an automatic close runs a single record, plain or a kind, itself: where leave.c can make a deferred function return to it. Not where a
  * sanitizer moves locals off the stack or must see every jump.
  */
 #if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) && \
@@ -735,6 +735,22 @@ static inline guard_ticket guard_impl_register(guard_scope *scope, guard_fn *fn,
 static inline guard_ticket guard_impl_defer(guard_scope *scope, guard_fn *fn, void *arg, const guard_place *place)
 {
     return guard_impl_register(scope, fn, NULL, arg, 0, place);
+}
+
+/* Few bytes, as many as the compiler knows, go into a second record. */
+static inline guard_ticket guard_impl_copy(guard_scope *scope, guard_fn *fn, const void *data, size_t size,
+                                           const guard_place *place)
+{
+    guard_impl_stack_t *stack = guard_impl_stack;
+    guard_impl_record *bytes;
+    if (!__builtin_constant_p(size) || size > GUARD_COPY_INLINE || stack == NULL || scope == NULL ||
+        scope->stack != stack || fn == NULL || data == NULL || (bytes = stack->free) == NULL || bytes->next == NULL) {
+        return guard_impl_defer_copy(scope, fn, data, size, place);
+    }
+    stack->free = bytes->next;
+    bytes->flags = GUARD_IMPL_INERT;
+    __builtin_memcpy(bytes, data, size);
+    return guard_impl_register(scope, fn, NULL, bytes, GUARD_IMPL_COPY, place);
 }
 
 static inline guard_ticket guard_impl_defer_on(guard_scope *scope, guard_when when, guard_fn *fn, void *arg,

@@ -21,7 +21,7 @@
  * found and the panic goes straight to its border. Elsewhere, and under ThreadSanitizer, which must see every jump,
  * the close calls setjmp.
  *
- * A scope with one plain record is closed in its own function (guard_impl_leave in guard.h): then the frame is that of the function the
+ * A scope with one record, plain or a kind, is closed in its own function (guard_impl_leave in guard.h): then the frame is that of the function the
  * scope lies in. Either frame calls through guard_impl_call: were fn's body inlined, or fn known not to return, there would be no call
  * in that frame to return from.
  *
@@ -105,8 +105,53 @@ static inline __attribute__((always_inline)) void leave_end(const leave_state *s
     guard_pool_freed(&stack->pool, state->count);
 }
 
+/* What a record that is already free again runs with: its copied bytes, or its recovering function. */
+typedef union leave_room {
+    _Alignas(16) char bytes[GUARD_COPY_INLINE];
+    struct {
+        guard_recover_fn *fn;
+        void *arg;
+    } recover;
+} leave_room;
+
+static void leave_recover(void *memory)
+{
+    const leave_room *room = memory;
+    room->recover.fn(NULL, room->recover.arg);
+}
+
+static inline __attribute__((always_inline)) void leave_give(guard_stack *stack, guard_impl_record *record)
+{
+    record->generation++;
+    record->next = stack->hot.free;
+    stack->hot.free = record;
+}
+
+/* Takes a copy or a recovering defer off; it is due, and nothing panics. Returns what is to be called with `room`. */
+static inline __attribute__((always_inline)) guard_fn *leave_take(guard_stack *stack, guard_scope *scope,
+                                                                  leave_room *room)
+{
+    guard_impl_record *record = scope->head;
+    guard_fn *fn = leave_recover;
+    scope->head = record->next;
+    __atomic_signal_fence(__ATOMIC_RELEASE);
+    if (record->flags == GUARD_IMPL_COPY) {
+        fn = record->action.fn;
+        memcpy(room->bytes, record->arg, sizeof room->bytes);
+        GUARD_IMPL_PROBE_DEFER(fn, room->bytes, record->place);
+        leave_give(stack, record->arg);
+    } else {
+        room->recover.fn = record->action.recover;
+        room->recover.arg = record->arg;
+        GUARD_IMPL_PROBE_DEFER(room->recover.fn, room->recover.arg, record->place);
+    }
+    leave_give(stack, record);
+    return fn;
+}
+
 static inline __attribute__((always_inline)) void leave_loop(guard_stack *stack, guard_scope *scope)
 {
+    leave_room room;
     leave_state state __attribute__((cleanup(leave_end))) = {stack, scope, 0, 0};
     scope->flags |= SCOPE_LEAVING;
     while (scope->head != NULL) {
@@ -123,14 +168,15 @@ static inline __attribute__((always_inline)) void leave_loop(guard_stack *stack,
             arg = record->arg;
             scope->head = record->next;
             __atomic_signal_fence(__ATOMIC_RELEASE);
-            record->generation++;
-            record->next = stack->hot.free;
-            stack->hot.free = record;
+            leave_give(stack, record);
             if (GUARD_IMPL_UNLIKELY(!guard_record_is_due(flags, scope->flags & SCOPE_FAILED))) {
                 state.others++;
                 continue;
             }
             GUARD_IMPL_PROBE_DEFER(fn, arg, record->place);
+        } else if (flags == GUARD_IMPL_COPY || flags == GUARD_IMPL_RECOVER) {
+            fn = leave_take(stack, scope, &room);
+            arg = &room;
         } else {
             state.others++;
         }
