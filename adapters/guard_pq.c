@@ -25,6 +25,36 @@
 
 /* ------------------------------------------------------------------------------------------------ events -- */
 
+static int is_begin(const char *tag)
+{
+    return strcmp(tag, "BEGIN") == 0 || strcmp(tag, "START TRANSACTION") == 0;
+}
+
+/*
+ * ROLLBACK TO has the tag ROLLBACK too, but needs a savepoint. Without one it was ROLLBACK, perhaps with AND CHAIN; and so it was if a
+ * BEGIN follows. BEGIN inside a transaction sets its mode, as SET does.
+ */
+static void watch_tag(guard_pq_transaction *t, const char *tag)
+{
+    if (strcmp(tag, "COMMIT") == 0) {
+        t->ended = GUARD_COMMITTED;
+        t->over = 1;
+    } else if (strcmp(tag, "PREPARE TRANSACTION") == 0) {
+        t->ended = GUARD_PREPARED;
+        t->over = 1;
+    } else if (strcmp(tag, "ROLLBACK") == 0 && t->ended == GUARD_OPEN) {
+        t->ended = GUARD_ROLLED_BACK;
+        t->over = !t->savepoints;
+    } else if (strcmp(tag, "SAVEPOINT") == 0) {
+        t->savepoints = 1;
+    } else if (is_begin(tag)) {
+        t->over |= t->ended != GUARD_OPEN;
+        t->was_set = 1;
+    } else if (strcmp(tag, "SET") == 0 || strcmp(tag, "RESET") == 0) {
+        t->was_set = 1;
+    }
+}
+
 /* Every result of a transaction's statements, also of those that the program runs with libpq itself. */
 static void watch_result(guard_pq *pq, const PGresult *result)
 {
@@ -39,14 +69,7 @@ static void watch_result(guard_pq *pq, const PGresult *result)
         }
         break;
     case PGRES_COMMAND_OK:
-        text = PQcmdStatus((PGresult *)(uintptr_t)result);
-        if (strcmp(text, "COMMIT") == 0) {
-            t->ended = GUARD_COMMITTED;
-        } else if (strcmp(text, "ROLLBACK") == 0 && t->ended == GUARD_OPEN) {
-            t->ended = GUARD_ROLLED_BACK; /* or ROLLBACK TO: counts only where no transaction is left */
-        } else if (strcmp(text, "PREPARE TRANSACTION") == 0) {
-            t->ended = GUARD_PREPARED;
-        }
+        watch_tag(t, PQcmdStatus((PGresult *)(uintptr_t)result));
         break;
     default:
         break;
@@ -70,8 +93,11 @@ static int on_event(PGEventId id, void *info, void *pass)
         if (pq != NULL) {
             pq->primary = 0;
             pq->marks.prepared = 0;
-            pq->t.ended = GUARD_ROLLED_BACK;
+            /* Another session, perhaps on another server. */
+            pq->t.ended = pq->t.may_be_over ? GUARD_OPEN : GUARD_ROLLED_BACK;
+            pq->t.over = 1;
             pq->marks.id[0] = '\0';
+            pq->marks.checked = pq->home_known = pq->prepared_end = 0;
         }
     } else if (id == PGEVT_CONNDESTROY) {
         guard_pq *pq = PQinstanceData(((PGEventConnDestroy *)info)->conn, on_event);

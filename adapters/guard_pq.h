@@ -36,8 +36,12 @@
  *   PQconninfo without the fields that libpq marks as secret, and the password is struck out of libpq's own messages.
  *
  *   The first error of a transaction is remembered even where the program swallows it, also on the raw PGconn (libpq-events): a
- *   COMMIT that the server answers with ROLLBACK is ROLLED_BACK with that error, not with 25P02. End transactions by tx.h
- *   only: when BEGIN ... COMMIT AND CHAIN and the like are sent as SQL, the outcome has GUARD_NOTE_ENDED_ELSEWHERE.
+ *   COMMIT that the server answers with ROLLBACK is ROLLED_BACK with that error, not with 25P02.
+ *
+ *   End transactions by tx.h only. COMMIT, ROLLBACK AND CHAIN and the like in SQL of the program's own are seen by their answers: the
+ *   outcome is theirs, with GUARD_NOTE_ENDED_ELSEWHERE, and what was opened after them is not touched. When such an answer is lost the
+ *   outcome is IN_DOUBT, unless a probe finds it. Two of them cannot be seen: COMMIT sent by libpq itself whose answer is lost (told
+ *   as ROLLED_BACK), and ROLLBACK AND CHAIN after a savepoint (taken for ROLLBACK TO).
  *
  * COMMIT
  *
@@ -47,12 +51,17 @@
  *   The answer is lost (the wire, the server or the memory failed, or commit_ms passed): the outcome is found on a new
  *   connection within resolve_ms, or is IN_DOUBT and found later by guard_pq_resolve. What can be found depends on the marker:
  *
- *     marker   more round trips  more rows                        a lost answer becomes
+ *     marker   more round trips* more rows                        a lost answer becomes
  *     NONE     none              none                             IN_DOUBT for good
  *     STATUS   1, before COMMIT  none                             ROLLED_BACK, or IN_DOUBT with GUARD_NOTE_STATUS_ONLY; see below
  *     ROW      none              1 inserted, 1 deleted for each   COMMITTED or ROLLED_BACK
  *                                COMMIT; 1 stays per connection
  *     PROBE    none              none (an advisory lock)          COMMITTED or ROLLED_BACK
+ *
+ *   * All but NONE ask once for each connection which server, database and timeline it is, and ROW for the table. A token says so, and
+ *   nothing but a row that is there is believed elsewhere: not on another cluster or database, a standby, a primary that was replaced,
+ *   nor from a marker table that was emptied, restored or made anew. (A copy of the whole cluster that took part in writing, on
+ *   the same timeline, cannot be told from it.) Then it stays IN_DOUBT with GUARD_PQ_PLACE.
  *
  *   STATUS asks pg_xact_status. "aborted" is proof. "committed" is not: after a crash the server hands the number of a lost
  *   transaction to another one (https://www.postgresql.org/docs/15/functions-info.html#FUNCTIONS-PG-SNAPSHOT).
@@ -62,7 +71,9 @@
  *   PROBE runs a query of the caller's, which finds a row exactly when the transaction was committed, once the transaction is
  *   known to be over: it holds an advisory lock from its BEGIN on, which the resolver takes first.
  *   READ ONLY transactions write no marker; their lost answer is IN_DOUBT with GUARD_NOTE_NO_ROW_WRITTEN, and so is with STATUS
- *   any transaction that had no number. A NOTIFY may have been sent.
+ *   any transaction that had no number. A NOTIFY may have been sent. One that was made READ WRITE by SET TRANSACTION is seen as that.
+ *
+ *   A resolved COMMITTED has GUARD_NOTE_LOCAL_ONLY where the server has synchronous_standby_names: what they have is not known.
  *
  *   A transaction in doubt is never run again.
  *
@@ -107,7 +118,9 @@ typedef enum guard_pq_code {
     GUARD_PQ_ANSWER = 5,     /* an answer that the call cannot take, such as that of a COPY to guard_pq_exec */
     GUARD_PQ_POOLER = 6,     /* refused behind a pooler that gives each transaction another server connection */
     GUARD_PQ_MARKER = 7,     /* the marker table is missing or may not be used */
-    GUARD_PQ_TOKEN = 8       /* not a token of guard_result, or a probe is needed to resolve it */
+    GUARD_PQ_TOKEN = 8,      /* not a token of guard_result, or a probe is needed to resolve it */
+    GUARD_PQ_PLACE =
+        9 /* resolving: another server, database or marker table than the transaction's, or an older history */
 } guard_pq_code;
 
 /* ----------------------------------------------------------------------------------------------- connections -- */
@@ -394,7 +407,8 @@ GUARD_API guard_outcome guard_pq_transact_raw_at(PGconn *raw, guard_tx_fn *fn, v
  * as a role that may create tables in its schema. Not inside a transaction.
  *
  * A session that closes in order takes its row back; one that was killed leaves one row, and so does each transaction
- * that was in doubt. Rows may be deleted when no token older than them is still to be resolved; they have a time.
+ * that was in doubt. Rows may be deleted when no token older than them is still to be resolved; they have a time. One row, whose time
+ * is infinite, says which table this is: without it BEGIN panics with GUARD_PQ_MARKER until this function has put one back.
  */
 #define guard_pq_marker_install(pq, role) guard_pq_marker_install_at((pq), (role), GUARD_HERE)
 GUARD_API void guard_pq_marker_install_at(guard_pq *pq, const char *role, const guard_place *place);
@@ -449,9 +463,11 @@ GUARD_API guard_ticket guard_pq_lock_session_at(guard_scope *scope, guard_pq *pq
 
 /*
  * A transaction begun with prepare_as ends PREPARED: the server keeps it, also over a crash, until one of these, on any connection to
- * the database. Not inside a transaction. They panic with 42704 where there is none of that name. When the answer is lost they
- * panic with GUARD_TX_IN_DOUBT: look whether it is still listed. A prepared transaction that is forgotten holds its
- * locks for ever: list them when the program starts.
+ * the database. Not inside a transaction. They panic with 42704 where there is none of that name. They cost a round trip more than
+ * the statement: the transaction's number is read first. When the answer is lost or late they find out on new connections, within
+ * resolve_ms, and ask once more where it is still listed: then they return, or panic with GUARD_TX_ROLLED_BACK when somebody has done
+ * the opposite, or with GUARD_TX_IN_DOUBT. Use a name once: a request that is late in the network goes by the name alone.
+ * A prepared transaction that is forgotten holds its locks for ever: list them when the program starts.
  */
 #define guard_pq_prepared_commit(pq, name) guard_pq_prepared_commit_at((pq), (name), GUARD_HERE)
 #define guard_pq_prepared_rollback(pq, name) guard_pq_prepared_rollback_at((pq), (name), GUARD_HERE)

@@ -153,7 +153,7 @@ static guard_outcome resolve(guard_pq *pq, const char *token, guard_result *resu
  * The answer is lost. Nothing more is to come over this wire, and the session's id is not used again: its rows are the
  * resolver's from here on.
  */
-static guard_outcome in_doubt(guard_pq *pq, const answer *a, const char *xid, guard_result *result)
+static guard_outcome in_doubt(guard_pq *pq, const guard_error *cause, const char *xid, guard_result *result)
 {
     char token[GUARD_TOKEN_SIZE];
     guard_error why;
@@ -175,8 +175,8 @@ static guard_outcome in_doubt(guard_pq *pq, const answer *a, const char *xid, gu
                     "%s: %.200s",
                     outcome == GUARD_ROLLED_BACK ? "rolled back, as was found after the answer to COMMIT was lost"
                                                  : "the answer to COMMIT was lost",
-                    a->has_error ? a->error.message : "libpq gave none");
-    memcpy(error->sqlstate, a->error.sqlstate, sizeof(error->sqlstate));
+                    cause->message);
+    memcpy(error->sqlstate, cause->sqlstate, sizeof(error->sqlstate));
     if (outcome == GUARD_IN_DOUBT) {
         memcpy(result->token, token, sizeof(token));
         if (why.code != 0) {
@@ -187,17 +187,55 @@ static guard_outcome in_doubt(guard_pq *pq, const answer *a, const char *xid, gu
     return outcome;
 }
 
+guard_outcome guard_pq_in_doubt(guard_pq *pq, const char *why, guard_result *result)
+{
+    guard_error cause;
+    guard_error_set(&cause, GUARD_PQ, GUARD_PQ_CONNECTION, "%s", why);
+    return in_doubt(pq, &cause, "", result);
+}
+
 /* ------------------------------------------------------------------------------------------------ commit -- */
+
+/*
+ * Whether it is read-only was known at BEGIN. SET TRANSACTION READ WRITE, as the first statement, changes that (functions cannot, as
+ * they have a snapshot), and then there are rows that somebody may have to find again. 0, or the error's code.
+ */
+static int look_at_mode(guard_pq *pq, guard_error *error)
+{
+    char sql[80];
+    PGresult *rows = NULL;
+    if (!pq->t.read_only || !pq->t.was_set) {
+        return 0;
+    }
+    int code = guard_pq_query(pq, "SHOW transaction_read_only", pq->t.commit_ms, &rows, error);
+    int writes = code == 0 && PQntuples(rows) == 1 && strcmp(PQgetvalue(rows, 0, 0), "off") == 0;
+    PQclear(rows);
+    if (!writes) {
+        return code;
+    }
+    pq->t.read_only = 0;
+    pq->t.marker = pq->t.wanted;
+    if (pq->t.marker == GUARD_PQ_MARKER_ROW) {
+        code = guard_pq_marks_check(pq, error);
+        code = code != 0 ? code : guard_pq_marks_begin(pq, error);
+    } else if (pq->t.marker == GUARD_PQ_MARKER_PROBE) {
+        snprintf(sql, sizeof(sql), "SELECT pg_advisory_xact_lock(%lld)", (long long)pq->t.lock);
+        code = guard_pq_query(pq, sql, pq->t.commit_ms, NULL, error);
+    }
+    return code;
+}
 
 /* 0, or the error's code: then the transaction is not to be committed. */
 static int read_xid(guard_pq *pq, char *xid, size_t size, guard_error *error)
 {
     PGresult *rows = NULL;
     xid[0] = '\0';
-    if (pq->t.marker != GUARD_PQ_MARKER_STATUS) {
+    int prepares = pq->t.prepare_as != NULL;
+    if (pq->t.marker != GUARD_PQ_MARKER_STATUS && !prepares) {
         return 0;
     }
-    int code = guard_pq_query(pq, "SELECT pg_current_xact_id_if_assigned()", pq->t.commit_ms, &rows, error);
+    int code = guard_pq_query(pq, prepares ? "SELECT pg_current_xact_id()" : "SELECT pg_current_xact_id_if_assigned()",
+                              pq->t.commit_ms, &rows, error);
     if (code == 0 && PQntuples(rows) == 1) {
         snprintf(xid, size, "%s", PQgetvalue(rows, 0, 0));
     }
@@ -241,7 +279,9 @@ static guard_outcome judge(guard_pq *pq, const answer *a, const char *xid, guard
         }
         return rolled_back(result, &a->error);
     }
-    return in_doubt(pq, a, xid, result);
+    guard_error none;
+    guard_error_set(&none, GUARD_PQ, GUARD_PQ_CLIENT, "libpq gave none");
+    return in_doubt(pq, a->has_error ? &a->error : &none, xid, result);
 }
 
 static guard_outcome commit_open(guard_pq *pq, guard_result *result)
@@ -249,7 +289,7 @@ static guard_outcome commit_open(guard_pq *pq, guard_result *result)
     char sql[GUARD_PQ_SQL_MAX + 512];
     char xid[24];
     answer a;
-    if (read_xid(pq, xid, sizeof(xid), &a.error) != 0) {
+    if (look_at_mode(pq, &a.error) != 0 || read_xid(pq, xid, sizeof(xid), &a.error) != 0) {
         take_back(pq);
         return rolled_back(result, &a.error);
     }
@@ -282,8 +322,9 @@ static guard_outcome commit(guard_pq *pq, guard_result *result)
 {
     switch (guard_pq_status(pq)) {
     case GUARD_TX_LOST:
-        return pq->t.ended == GUARD_COMMITTED || pq->t.ended == GUARD_PREPARED ? guard_pq_told_elsewhere(pq, result)
-                                                                               : died_before(pq, result);
+        return pq->t.over          ? guard_pq_told_elsewhere(pq, result)
+               : pq->t.may_be_over ? guard_pq_lost_elsewhere(pq, result)
+                                   : died_before(pq, result);
     case GUARD_TX_IDLE:
         return guard_pq_told_elsewhere(pq, result);
     default:
@@ -294,7 +335,7 @@ static guard_outcome commit(guard_pq *pq, guard_result *result)
         return refuse(result);
     }
     if (guard_pq_is_dead(pq)) {
-        return died_before(pq, result);
+        return pq->t.may_be_over ? guard_pq_lost_elsewhere(pq, result) : died_before(pq, result);
     }
     if (PQtransactionStatus(pq->conn) == PQTRANS_INERROR) {
         take_back(pq);

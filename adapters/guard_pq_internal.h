@@ -17,6 +17,11 @@
 #include <sys/types.h>
 
 #define GUARD_PQ_TABLE_MAX 128
+#define GUARD_PQ_TABLE_ID_MAX 32
+
+/* The row of the marker table that says which table it is; %s: the table. */
+#define GUARD_PQ_NOBODY "00000000-0000-0000-0000-000000000000"
+#define GUARD_PQ_TABLE_ID_SQL "SELECT seq::text || '.' || xmin::text FROM %s WHERE session = '" GUARD_PQ_NOBODY "'"
 #define GUARD_PQ_SQL_MAX 1024 /* the library's own statements; checked where a name of the caller's goes in */
 
 /* ------------------------------------------------------------------------------------------------- time -- */
@@ -68,12 +73,25 @@ typedef struct guard_pq_transaction {
     int marker; /* the one in force: NONE, STATUS, ROW or PROBE */
     int read_only;
     const char *probe, *probe_key, *prepare_as;
-    uint64_t lock; /* PROBE: the advisory lock's key */
-    int has_error; /* error is the latest that was not 25P02: what aborted the transaction, if it is aborted */
-    int retry;     /* it was aborted by an error that running it again can help */
-    int ended;     /* a guard_outcome but OPEN: somebody ended it with SQL of their own */
+    uint64_t lock;   /* PROBE: the advisory lock's key */
+    int wanted;      /* the marker that was asked for, also where read_only made it NONE */
+    int was_set;     /* a SET has been seen: read_only may not be so any more */
+    int savepoints;  /* one may be open */
+    int may_be_over; /* SQL was sent that may end it, and its answer is lost or not read yet */
+    int has_error;   /* error is the latest that was not 25P02: what aborted the transaction, if it is aborted */
+    int retry;       /* it was aborted by an error that running it again can help */
+    int ended;       /* a guard_outcome but OPEN: somebody ended it with SQL of their own */
+    int over;        /* ended is certain: what may be open now is not ours */
     guard_error error;
 } guard_pq_transaction;
+
+/* Where a transaction runs, see guard_pq_home.c; text is "" where that cannot be asked. */
+#define GUARD_PQ_HOME_MAX 44
+typedef struct guard_pq_home {
+    char text[GUARD_PQ_HOME_MAX];
+    int standby;
+    int synchronous; /* its commits are to wait for standbys */
+} guard_pq_home;
 
 /* The session of marker rows: (id, seq) is the key of the transaction that commits next. */
 typedef struct guard_pq_session {
@@ -83,6 +101,7 @@ typedef struct guard_pq_session {
     int prepared; /* the server has its two statements prepared */
     uint64_t seq;
     uint64_t kept; /* no row before it is in the table, but for what a PREPARE TRANSACTION has still to decide */
+    char table_id[GUARD_PQ_TABLE_ID_MAX]; /* of the table that was checked */
 } guard_pq_session;
 
 struct guard_pq {
@@ -105,6 +124,9 @@ struct guard_pq {
     guard_pq_canceller *canceller;
     guard_pq_transaction t;
     guard_pq_session marks;
+    guard_pq_home home;
+    int home_known;
+    int prepared_end; /* a prepared statement may end a transaction */
     int64_t changes;
     char context[256]; /* of the latest error */
     /* of a pool */
@@ -202,6 +224,11 @@ int guard_pq_query(guard_pq *pq, const char *sql, int32_t ms, PGresult **kept, g
 int guard_pq_query_on(PGconn *conn, const char *sql, const char *const *key, guard_pq_deadline deadline,
                       PGresult **kept, guard_error *error);
 void guard_pq_count_changes(guard_pq *pq, const PGresult *result);
+/*
+ * 1 when a statement of the text may end the transaction. `backslashes`: they escape in plain quoted text. `one_statement`: the text is
+ * one, or nothing that the server takes, so that its first word is enough.
+ */
+int guard_pq_sql_may_end(const char *sql, int backslashes, int one_statement);
 extern const guard_kind guard_pq_result_kind;
 
 /* ------------------------------------------------------------------------------------------------ flights -- */
@@ -233,7 +260,20 @@ void guard_pq_marks_watch(guard_pq *pq, const char *tag);
 /* Takes the session's row back, where the connection is idle. */
 void guard_pq_marks_close(guard_pq *pq);
 
-/* Writes the token of the transaction under way; xid is the STATUS marker's. */
+/* 0, or the error's code. What cannot be asked leaves home->text empty. */
+int guard_pq_home_read(PGconn *conn, guard_pq_deadline deadline, guard_pq_home *home, guard_error *error);
+/* The connection's own, asked once. */
+int guard_pq_home_check(guard_pq *pq, guard_error *error);
+/* 1 when a token may have this as its home. */
+int guard_pq_home_is_text(const char *text);
+typedef enum guard_pq_place_verdict {
+    GUARD_PQ_PLACE_SAME, /* or not known */
+    GUARD_PQ_PLACE_OTHER,
+    GUARD_PQ_PLACE_OLDER
+} guard_pq_place_verdict;
+guard_pq_place_verdict guard_pq_home_compare(const char *of_token, const guard_pq_home *found);
+
+/* Writes the token of the transaction under way; xid is its number where it is known, else "". */
 void guard_pq_token_write(const guard_pq *pq, const char *xid, char token[GUARD_TOKEN_SIZE]);
 
 typedef struct guard_pq_doubt {
@@ -255,6 +295,10 @@ guard_outcome guard_pq_commit(void *connection, guard_result *result);
 guard_outcome guard_pq_rollback(void *connection, guard_result *result);
 /* ROLLBACK until the server has agreed, in bounded time: 1; else 0 with the connection cut and *error filled. */
 int guard_pq_roll_back(guard_pq *pq, const char *sql, guard_pq_deadline deadline, guard_error *error);
+/* The answer to what may have committed is lost: cut, and resolved as far as the marker goes. `why` for the error. */
+guard_outcome guard_pq_in_doubt(guard_pq *pq, const char *why, guard_result *result);
+/* The connection was lost with SQL on it that may have ended the transaction: resolved by a probe, else IN_DOUBT. */
+guard_outcome guard_pq_lost_elsewhere(guard_pq *pq, guard_result *result);
 /* How a transaction that is not there any more has ended. */
 guard_outcome guard_pq_told_elsewhere(guard_pq *pq, guard_result *result);
 /* Forgets what was remembered of a transaction. */

@@ -8,6 +8,7 @@
  *
  * Invariants
  *   - A key (id, seq) is in one COMMIT message only, ever: so a row under it is either that transaction's or a resolver's fence.
+ *   - The table has one row of nobody's, by which it is known again.
  *   - Rows of a session are deleted by its own later COMMIT or at its orderly close, never once one of them is in doubt.
  *   - The transaction of `kept` deleted all rows before its own. So the next DELETE begins there, which says nothing new of what is in
  *     the table but keeps it from walking over all that the session has deleted and nobody has vacuumed.
@@ -48,6 +49,26 @@ int guard_pq_table_is_plain(const char *name)
 int guard_pq_random(void *bytes, size_t size)
 {
     return getrandom(bytes, size, 0) == (ssize_t)size;
+}
+
+/* ----------------------------------------------------------------------------------------- the table's own -- */
+
+/*
+ * One row of the table is nobody's: it says which table this is. A table that was emptied, restored or made anew has another one or
+ * none, and that a transaction's row is not in it proves nothing. Its seq is random, and its xmin changes when it is put back from a
+ * copy; made is infinite, so that whoever deletes old rows leaves it.
+ */
+/* table_id is "" where there is none. */
+static int read_table_id(guard_pq *pq, guard_error *error)
+{
+    char sql[GUARD_PQ_SQL_MAX];
+    PGresult *result = NULL;
+    snprintf(sql, sizeof(sql), GUARD_PQ_TABLE_ID_SQL, pq->table);
+    int code = guard_pq_query(pq, sql, pq->options.statement_ms, &result, error);
+    snprintf(pq->marks.table_id, sizeof(pq->marks.table_id), "%s",
+             code == 0 && PQntuples(result) == 1 ? PQgetvalue(result, 0, 0) : "");
+    PQclear(result);
+    return code;
 }
 
 /* ----------------------------------------------------------------------------------------------- a session -- */
@@ -119,9 +140,17 @@ int guard_pq_marks_check(guard_pq *pq, guard_error *error)
                       there ? "GRANT SELECT, INSERT, DELETE ON it." : "guard_pq_marker_install makes it.");
         return error->code;
     }
-    pq->marks.checked = 1;
-    prepare(pq);
-    return 0;
+    code = read_table_id(pq, error);
+    if (code == 0 && pq->marks.table_id[0] == '\0') {
+        guard_error_set(error, GUARD_PQ, GUARD_PQ_MARKER, "the marker table %s was emptied", pq->table);
+        guard_pq_text(error->hint, sizeof(error->hint), "guard_pq_marker_install puts its first row back.");
+        code = error->code;
+    }
+    pq->marks.checked = code == 0;
+    if (code == 0) {
+        prepare(pq);
+    }
+    return code;
 }
 
 int guard_pq_marks_begin(guard_pq *pq, guard_error *error)
@@ -184,6 +213,28 @@ static int is_there(guard_pq *pq, const guard_place *place)
     return guard_pq_query_int64_at(pq, sql, 0, place) != 0;
 }
 
+/* Locked only where the row is missing: a COMMIT that hangs would hold it up. */
+static void install_table_id(guard_pq *pq, const guard_place *place)
+{
+    char sql[GUARD_PQ_SQL_MAX];
+    uint64_t id;
+    guard_error error;
+    snprintf(sql, sizeof(sql), "SELECT count(*) FROM %s WHERE session = '" GUARD_PQ_NOBODY "'", pq->table);
+    if (guard_pq_query_int64_at(pq, sql, 0, place) > 0) {
+        return;
+    }
+    if (!guard_pq_random(&id, sizeof(id))) {
+        guard_error_set(&error, GUARD_OS, errno, "no random bytes for the marker table's id");
+        guard_impl_panic_error(place, &error);
+    }
+    snprintf(sql, sizeof(sql),
+             "LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE; INSERT INTO %s (session, seq, fenced, made) SELECT "
+             "'" GUARD_PQ_NOBODY "', %" PRIu64
+             ", true, 'infinity' WHERE NOT EXISTS (SELECT FROM %s WHERE session = '" GUARD_PQ_NOBODY "')",
+             pq->table, pq->table, id >> 2, pq->table);
+    guard_pq_exec_at(NULL, pq, sql, place);
+}
+
 /* "quoted", for a role's name; 0 when it does not fit. */
 static int quote_identifier(char *to, size_t size, const char *name)
 {
@@ -224,6 +275,7 @@ void guard_pq_marker_install_at(guard_pq *pq, const char *role, const guard_plac
                  pq->table);
         guard_pq_exec_at(NULL, pq, sql, place);
     }
+    install_table_id(pq, place);
     if (role != NULL) {
         snprintf(sql, sizeof(sql), "GRANT SELECT, INSERT, DELETE ON %s TO %s", pq->table, quoted);
         guard_pq_exec_at(NULL, pq, sql, place);

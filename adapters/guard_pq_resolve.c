@@ -3,6 +3,8 @@
  * guard_pq_resolve.c: finding out how a transaction ended whose COMMIT was not answered.
  *
  * What makes each answer true:
+ *   place    It is looked for where the transaction ran (guard_pq_home.c) and, with a marker row, in the same table, not in one that was
+ *            emptied, restored or made anew since (guard_pq_marks.c). Else nothing is said, but for a row that is there.
  *   row      The same key is inserted, as a fence. The server makes that wait for a transaction that has inserted it and not ended.
  *            Then either the row of that transaction is there: committed. Or the fence is: it was rolled back, or its COMMIT
  *            message has not arrived, and when it does its own INSERT fails on the key.
@@ -11,8 +13,8 @@
  *   status   pg_xact_status says "aborted": so it is, whether of this transaction or of a later one with its number, as then this
  *            one was lost in a crash. "committed" may be said of the later one.
  *
- * The resolver's own COMMIT must not wait for standbys (synchronous_commit = local): the lost one may hang there. It runs where writing
- * is possible: a standby knows nothing of what its primary is doing.
+ * The resolver's own COMMIT must not wait for standbys (synchronous_commit = local): the lost one may hang there. It runs on a
+ * primary: a standby knows nothing of what its primary is doing, and would give the lock of a probe at once.
  */
 #include "guard_pq_internal.h"
 
@@ -25,30 +27,40 @@
 
 /* ------------------------------------------------------------------------------------------------ tokens -- */
 
+/*
+ *     pq:none | pq:status:XID | pq:row:SESSION:SEQ | pq:probe:LOCK   what to look for, then each at most once
+ *     @SYSTEM.DATABASE.TIMELINE                                     where, see guard_pq_home.c
+ *     +ID                                                           in which marker table, see guard_pq_marks.c
+ *     /XID                                                          the number of one that was to be prepared
+ */
 typedef enum token_kind { TOKEN_BAD, TOKEN_NONE, TOKEN_STATUS, TOKEN_ROW, TOKEN_PROBE } token_kind;
 
 typedef struct token {
     token_kind kind;
     char id[37];
     char number[24]; /* seq, xid or lock */
+    char home[GUARD_PQ_HOME_MAX];
+    char table_id[GUARD_PQ_TABLE_ID_MAX];
+    char xid[24];
 } token;
 
 void guard_pq_token_write(const guard_pq *pq, const char *xid, char text[GUARD_TOKEN_SIZE])
 {
-    switch (pq->t.marker) {
-    case GUARD_PQ_MARKER_ROW:
-        snprintf(text, GUARD_TOKEN_SIZE, "pq:row:%s:%" PRIu64, pq->marks.id, pq->marks.seq);
-        break;
-    case GUARD_PQ_MARKER_PROBE:
-        snprintf(text, GUARD_TOKEN_SIZE, "pq:probe:%" PRIu64, pq->t.lock);
-        break;
-    case GUARD_PQ_MARKER_STATUS:
-        snprintf(text, GUARD_TOKEN_SIZE, xid[0] != '\0' ? "pq:status:%s" : "pq:none", xid);
-        break;
-    default:
-        snprintf(text, GUARD_TOKEN_SIZE, "pq:none");
-        break;
+    int marker = pq->t.marker == GUARD_PQ_MARKER_NONE && xid[0] != '\0' ? GUARD_PQ_MARKER_STATUS : pq->t.marker;
+    int row = marker == GUARD_PQ_MARKER_ROW;
+    int prepares = pq->t.prepare_as != NULL && xid[0] != '\0';
+    int length;
+    if (row) {
+        length = snprintf(text, GUARD_TOKEN_SIZE, "pq:row:%s:%" PRIu64, pq->marks.id, pq->marks.seq);
+    } else if (marker == GUARD_PQ_MARKER_PROBE) {
+        length = snprintf(text, GUARD_TOKEN_SIZE, "pq:probe:%" PRIu64, pq->t.lock);
+    } else if (marker == GUARD_PQ_MARKER_STATUS && xid[0] != '\0') {
+        length = snprintf(text, GUARD_TOKEN_SIZE, "pq:status:%s", xid);
+    } else {
+        length = snprintf(text, GUARD_TOKEN_SIZE, "pq:none");
     }
+    snprintf(text + length, GUARD_TOKEN_SIZE - (size_t)length, "%s%s%s%s%s%s", pq->home.text[0] != '\0' ? "@" : "",
+             pq->home.text, row ? "+" : "", row ? pq->marks.table_id : "", prepares ? "/" : "", prepares ? xid : "");
 }
 
 static int is_number(const char *text)
@@ -57,23 +69,49 @@ static int is_number(const char *text)
     return digits > 0 && digits <= 20 && text[digits] == '\0';
 }
 
-/* It goes into SQL: nothing but hexadecimal digits, dashes and numbers is taken. */
-static token read_token(const char *text)
+/* SEQ.XMIN, or nothing. */
+static int is_table_id(const char *text)
+{
+    size_t digits = strspn(text, "0123456789");
+    return text[0] == '\0' ||
+           (digits > 0 && text[digits] == '.' && is_number(text + digits + 1) && strlen(text) < GUARD_PQ_TABLE_ID_MAX);
+}
+
+/* Takes what follows `mark` off the text: 1, or 0 when it is too long. */
+static int cut_off(char *text, char mark, char *to, size_t size)
+{
+    char *at = strchr(text, mark);
+    to[0] = '\0';
+    if (at == NULL) {
+        return 1;
+    }
+    *at = '\0';
+    return (size_t)snprintf(to, size, "%s", at + 1) < size;
+}
+
+/* It goes into SQL: nothing but hexadecimal digits, dashes, points and numbers is taken. */
+static token read_token(const char *from)
 {
     token t = {.kind = TOKEN_BAD};
+    char text[GUARD_TOKEN_SIZE];
+    if ((size_t)snprintf(text, sizeof(text), "%s", from) >= sizeof(text) || !cut_off(text, '/', t.xid, sizeof(t.xid)) ||
+        !cut_off(text, '+', t.table_id, sizeof(t.table_id)) || !cut_off(text, '@', t.home, sizeof(t.home)) ||
+        !guard_pq_home_is_text(t.home) || !is_table_id(t.table_id) || (t.xid[0] != '\0' && !is_number(t.xid))) {
+        return t;
+    }
     if (strcmp(text, "pq:none") == 0) {
         t.kind = TOKEN_NONE;
     } else if (strncmp(text, "pq:status:", 10) == 0 && is_number(text + 10)) {
         t.kind = TOKEN_STATUS;
-        snprintf(t.number, sizeof(t.number), "%s", text + 10);
+        memcpy(t.number, text + 10, strlen(text + 10));
     } else if (strncmp(text, "pq:probe:", 9) == 0 && is_number(text + 9)) {
         t.kind = TOKEN_PROBE;
-        snprintf(t.number, sizeof(t.number), "%s", text + 9);
+        memcpy(t.number, text + 9, strlen(text + 9));
     } else if (strncmp(text, "pq:row:", 7) == 0 && strspn(text + 7, "0123456789abcdef-") == 36 && text[43] == ':' &&
                is_number(text + 44)) {
         t.kind = TOKEN_ROW;
         memcpy(t.id, text + 7, 36);
-        snprintf(t.number, sizeof(t.number), "%s", text + 44);
+        memcpy(t.number, text + 44, strlen(text + 44));
     }
     return t;
 }
@@ -88,6 +126,7 @@ typedef struct attempt {
     guard_pq_doubt *doubt;
     token t;
     guard_pq_deadline deadline;
+    guard_pq_home home;
     guard_outcome outcome;
 } attempt;
 
@@ -108,46 +147,90 @@ static verdict failed(attempt *a)
         guard_pq_query_on(a->conn, "ROLLBACK", NULL, a->deadline, NULL, &ignored);
     }
     if (state[0] == '\0' || strncmp(state, "08", 2) == 0 || strncmp(state, "57", 2) == 0 ||
-        strncmp(state, "53", 2) == 0 || strcmp(state, "55P03") == 0 || strncmp(state, "40", 2) == 0) {
+        strncmp(state, "53", 2) == 0 || strcmp(state, "55P03") == 0 || strncmp(state, "40", 2) == 0 ||
+        strcmp(state, "25006") == 0) {
         return VERDICT_AGAIN;
     }
     return VERDICT_NEVER;
 }
 
+/* Whether the standbys have what is committed here cannot be read. */
 static verdict known(attempt *a, guard_outcome outcome)
 {
     a->outcome = outcome;
     a->doubt->notes |= GUARD_NOTE_RESOLVED;
+    a->doubt->notes |= outcome == GUARD_COMMITTED && a->home.synchronous ? GUARD_NOTE_LOCAL_ONLY : 0;
     return VERDICT_KNOWN;
 }
 
+/* Under its name and with its number: another one of this name would have made ours fail. */
 static int is_prepared(attempt *a)
 {
+    char sql[200];
     PGresult *result = NULL;
-    if (a->doubt->prepare_as == NULL) {
+    guard_error ignored;
+    if (a->doubt->prepare_as == NULL || a->t.xid[0] == '\0') {
         return 0;
     }
-    guard_pq_query_on(a->conn, "SELECT 1 FROM pg_prepared_xacts WHERE database = current_database() AND gid = $1",
-                      &a->doubt->prepare_as, a->deadline, &result, &a->doubt->error);
+    snprintf(sql, sizeof(sql),
+             "SELECT 1 FROM pg_prepared_xacts WHERE database = current_database() AND gid = $1 AND transaction = "
+             "'%" PRIu32 "'::xid",
+             (uint32_t)strtoull(a->t.xid, NULL, 10));
+    guard_pq_query_on(a->conn, sql, &a->doubt->prepare_as, a->deadline, &result, &ignored);
     int found = PQntuples(result) > 0;
     PQclear(result);
     return found;
 }
 
+/* Is this where the transaction ran? VERDICT_KNOWN: yes. */
+static verdict look_at_place(attempt *a)
+{
+    guard_error *error = &a->doubt->error;
+    if (guard_pq_home_read(a->conn, a->deadline, &a->home, error) != 0) {
+        return failed(a);
+    }
+    if (a->home.standby) {
+        guard_error_set(error, GUARD_PQ, GUARD_PQ_PLACE, "the server is a standby, which may be behind");
+        return VERDICT_AGAIN;
+    }
+    if (a->t.home[0] != '\0' && a->home.text[0] == '\0') {
+        guard_error_set(error, GUARD_PQ, GUARD_PQ_PLACE, "the server does not say which one it is");
+        return VERDICT_NEVER;
+    }
+    switch (guard_pq_home_compare(a->t.home, &a->home)) {
+    case GUARD_PQ_PLACE_OTHER:
+        guard_error_set(error, GUARD_PQ, GUARD_PQ_PLACE,
+                        "this is not the server and database that the transaction ran on (%s, not %s)", a->home.text,
+                        a->t.home);
+        return VERDICT_NEVER;
+    case GUARD_PQ_PLACE_OLDER:
+        guard_error_set(error, GUARD_PQ, GUARD_PQ_PLACE,
+                        "the server was replaced: its timeline is older than the transaction's (%s, not %s)",
+                        a->home.text, a->t.home);
+        return VERDICT_AGAIN;
+    default:
+        return VERDICT_KNOWN;
+    }
+}
+
 static verdict try_row(attempt *a)
 {
-    char sql[GUARD_PQ_SQL_MAX];
+    char sql[2 * GUARD_PQ_SQL_MAX];
     PGresult *result = NULL;
     const char *table = a->doubt->table;
     if (is_prepared(a)) {
         return known(a, GUARD_PREPARED);
     }
+    /* Fenced only in the transaction's own table: in another one a fence keeps nobody out. */
+    char is_own[GUARD_PQ_SQL_MAX / 2];
+    snprintf(is_own, sizeof(is_own), GUARD_PQ_TABLE_ID_SQL " AND seq::text || '.' || xmin::text = '%s'", table,
+             a->t.table_id);
     snprintf(sql, sizeof(sql),
              "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = local; "
              "SET LOCAL lock_timeout = %d; "
-             "INSERT INTO %s (session, seq, fenced) VALUES ('%s', %s, true) ON CONFLICT (session, seq) DO NOTHING; "
-             "SELECT fenced FROM %s WHERE session = '%s' AND seq = %s; COMMIT",
-             lock_ms(a, 1000), table, a->t.id, a->t.number, table, a->t.id, a->t.number);
+             "INSERT INTO %s (session, seq, fenced) SELECT '%s', %s, true WHERE EXISTS (%s) ON CONFLICT (session, seq) "
+             "DO NOTHING; SELECT fenced FROM %s WHERE session = '%s' AND seq = %s; COMMIT",
+             lock_ms(a, 1000), table, a->t.id, a->t.number, is_own, table, a->t.id, a->t.number);
     int code = guard_pq_query_on(a->conn, sql, NULL, a->deadline, &result, &a->doubt->error);
     int rows = PQntuples(result);
     int fenced = rows == 1 && strcmp(PQgetvalue(result, 0, 0), "t") == 0;
@@ -155,7 +238,13 @@ static verdict try_row(attempt *a)
     if (rows == 1 && !fenced) {
         return known(a, GUARD_COMMITTED); /* the old transaction's row, whatever becomes of ours */
     }
-    return code == 0 && fenced ? known(a, GUARD_ROLLED_BACK) : failed(a);
+    if (code == 0 && rows == 0) {
+        guard_error_set(&a->doubt->error, GUARD_PQ, GUARD_PQ_PLACE,
+                        "the marker table %s was emptied, restored or made anew since the transaction", table);
+        return VERDICT_NEVER;
+    }
+    return code == 0 && fenced && PQtransactionStatus(a->conn) == PQTRANS_IDLE ? known(a, GUARD_ROLLED_BACK)
+                                                                                 : failed(a);
 }
 
 static verdict try_probe(attempt *a)
@@ -226,6 +315,12 @@ static verdict try_status(attempt *a)
 
 static verdict try_once(attempt *a)
 {
+    if (a->t.kind != TOKEN_BAD && a->conn != NULL) {
+        verdict place = look_at_place(a);
+        if (place != VERDICT_KNOWN) {
+            return place;
+        }
+    }
     switch (a->t.kind) {
     case TOKEN_ROW:
         return try_row(a);
@@ -234,9 +329,6 @@ static verdict try_once(attempt *a)
     case TOKEN_STATUS:
         return try_status(a);
     case TOKEN_NONE:
-        if (is_prepared(a)) {
-            return known(a, GUARD_PREPARED);
-        }
         guard_error_set(&a->doubt->error, GUARD_PQ, GUARD_PQ_TOKEN,
                         "the transaction has no marker by which it could be found");
         return VERDICT_NEVER;
@@ -257,6 +349,12 @@ static void pause_before_retry(guard_pq_deadline deadline, int *ms)
     *ms = *ms < 200 ? *ms * 2 : *ms;
 }
 
+/* A role whose transactions are read-only by default is no obstacle: "read-write" would refuse it. */
+static const char *primary(void)
+{
+    return PQlibVersion() >= 140000 ? "primary" : "read-write";
+}
+
 guard_outcome guard_pq_doubt_resolve(guard_pq_doubt *doubt, guard_pq_keywords *keywords, PGconn *conn,
                                      guard_pq_deadline deadline)
 {
@@ -264,7 +362,8 @@ guard_outcome guard_pq_doubt_resolve(guard_pq_doubt *doubt, guard_pq_keywords *k
     int pause = 10;
     verdict v = VERDICT_AGAIN;
     PGconn *own = NULL;
-    if (a.t.kind == TOKEN_BAD || (a.t.kind == TOKEN_NONE && doubt->prepare_as == NULL)) {
+    a.conn = NULL;
+    if (a.t.kind == TOKEN_BAD || a.t.kind == TOKEN_NONE) {
         try_once(&a); /* only to say why */
         return GUARD_IN_DOUBT;
     }
@@ -272,12 +371,19 @@ guard_outcome guard_pq_doubt_resolve(guard_pq_doubt *doubt, guard_pq_keywords *k
         a.conn = conn;
         conn = NULL; /* once: if that did not do, it may be the connection */
         if (a.conn == NULL) {
-            guard_pq_keywords_set(keywords, "target_session_attrs", "read-write");
+            guard_pq_keywords_set(keywords, "target_session_attrs", primary());
+            guard_error error;
             guard_pq_keywords copy = *keywords; /* connecting takes hosts off the lists */
-            a.conn = own = guard_pq_connect(&copy, deadline, &doubt->error);
+            a.conn = own = guard_pq_connect(&copy, deadline, &error);
+            if (own == NULL && (doubt->error.code == 0 || guard_pq_left(deadline) != 0)) {
+                doubt->error = error; /* that the deadline then passes says less than why it was needed */
+            }
         }
         if (a.conn != NULL) {
             v = try_once(&a);
+        }
+        if (v == VERDICT_NEVER && own == NULL) {
+            v = VERDICT_AGAIN; /* it may be the caller's connection: another role, another place */
         }
         PQfinish(own);
         own = NULL;

@@ -48,6 +48,21 @@ guard_outcome guard_pq_told_elsewhere(guard_pq *pq, guard_result *result)
     return GUARD_IN_DOUBT;
 }
 
+/*
+ * A probe needs nothing of COMMIT's own message. A marker row would have been in it, and no COMMIT of ours was sent: that there is none
+ * says nothing about one of the program's.
+ */
+guard_outcome guard_pq_lost_elsewhere(guard_pq *pq, guard_result *result)
+{
+    if (pq->t.marker != GUARD_PQ_MARKER_PROBE) {
+        pq->t.marker = GUARD_PQ_MARKER_NONE;
+        pq->t.prepare_as = NULL;
+    }
+    guard_outcome outcome = guard_pq_in_doubt(pq, "SQL of the program's own may have ended the transaction", result);
+    result->notes = (result->notes | GUARD_NOTE_ENDED_ELSEWHERE) & ~(uint32_t)GUARD_NOTE_NO_ROW_WRITTEN;
+    return outcome;
+}
+
 /* The transaction was aborted by an error after which all of it may be run again. */
 static void remember_retry(guard_pq *pq)
 {
@@ -65,6 +80,12 @@ guard_outcome guard_pq_rollback(void *connection, guard_result *result)
         return guard_pq_told_elsewhere(pq, result);
     }
     remember_retry(pq);
+    if (guard_pq_status(pq) == GUARD_TX_LOST && pq->t.may_be_over) {
+        guard_pq_call_begin(pq, &call);
+        guard_outcome outcome = guard_pq_lost_elsewhere(pq, result);
+        guard_pq_call_end(pq, &call);
+        return outcome;
+    }
     guard_pq_call_begin(pq, &call);
     int done = guard_pq_roll_back(pq, "ROLLBACK", guard_pq_in(pq->t.rollback_ms), &error);
     guard_pq_call_end(pq, &call);

@@ -92,8 +92,8 @@ int guard_pq_collect(guard_pq *pq, int32_t ms, PGresult **kept, guard_error *err
             break;
         }
     }
-    if (code == 0 && last == NULL) {
-        /* libpq had nothing to give: it is the connection, or memory. */
+    if (code == 0 && (last == NULL || PQstatus(pq->conn) == CONNECTION_BAD)) {
+        /* libpq had nothing to give, or not all: it is the connection, or memory. */
         code = guard_pq_error_conn(pq->conn, error, "reading the answer");
     }
     /* libpq 15 calls a connection good on which sending has failed, until somebody reads from it. */
@@ -122,10 +122,18 @@ int guard_pq_query(guard_pq *pq, const char *sql, int32_t ms, PGresult **kept, g
     return guard_pq_collect(pq, ms, kept, error);
 }
 
+/* The server has said that it waits for the next statement. A wire that broke may end the results without an error among them (seen). */
+static int is_at_rest(PGconn *conn)
+{
+    PGTransactionStatusType status = PQtransactionStatus(conn);
+    return PQstatus(conn) == CONNECTION_OK && status != PQTRANS_ACTIVE && status != PQTRANS_UNKNOWN;
+}
+
 int guard_pq_query_on(PGconn *conn, const char *sql, const char *const *key, guard_pq_deadline deadline,
                       PGresult **kept, guard_error *error)
 {
     int code = 0;
+    int results = 0;
     int sent = key != NULL ? PQsendQueryParams(conn, sql, 1, NULL, key, NULL, NULL, 0) : PQsendQuery(conn, sql);
     if (kept != NULL) {
         *kept = NULL;
@@ -139,8 +147,11 @@ int guard_pq_query_on(PGconn *conn, const char *sql, const char *const *key, gua
         }
         PGresult *result = PQgetResult(conn);
         if (result == NULL) {
-            return code;
+            return code == 0 && (results == 0 || !is_at_rest(conn))
+                       ? guard_pq_error_conn(conn, error, "reading the answer")
+                       : code;
         }
+        results++;
         ExecStatusType status = PQresultStatus(result);
         if (status == PGRES_TUPLES_OK && kept != NULL) {
             PQclear(*kept);
@@ -181,6 +192,21 @@ static int send_request(guard_pq *pq, const request *r)
     return PQsendPrepare(pq->conn, r->name, r->sql, p->count, p->types);
 }
 
+static int backslashes_escape(guard_pq *pq)
+{
+    const char *standard = PQparameterStatus(pq->conn, "standard_conforming_strings");
+    return standard != NULL && strcmp(standard, "off") == 0;
+}
+
+/* The answer is lost: remembers whether the request may have ended the transaction. */
+static void remember_lost(guard_pq *pq, const request *r)
+{
+    if (pq->session.tx != NULL && pq->conn != NULL && guard_pq_status(pq) == GUARD_TX_LOST) {
+        pq->t.may_be_over |= r->sql != NULL ? guard_pq_sql_may_end(r->sql, backslashes_escape(pq), r->params != NULL)
+                                            : pq->prepared_end;
+    }
+}
+
 /* 0, or the error's code; *result only where it is wanted. */
 static int run(guard_pq *pq, const request *r, PGresult **result, guard_error *error)
 {
@@ -193,6 +219,11 @@ static int run(guard_pq *pq, const request *r, PGresult **result, guard_error *e
     pq->context[0] = '\0';
     code = send_request(pq, r) ? guard_pq_collect(pq, pq->options.statement_ms, result, error)
                                : guard_pq_error_conn(pq->conn, error, "sending a statement");
+    if (code != 0) {
+        remember_lost(pq, r);
+    } else if (r->name != NULL && r->sql != NULL) {
+        pq->prepared_end |= guard_pq_sql_may_end(r->sql, 0, 1);
+    }
     guard_pq_call_end(pq, &call);
     return code;
 }

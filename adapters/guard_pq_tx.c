@@ -21,7 +21,7 @@ guard_tx_status guard_pq_status(void *connection)
     if (pq->conn == NULL || pq->cut || PQstatus(pq->conn) == CONNECTION_BAD) {
         return GUARD_TX_LOST;
     }
-    if (pq->session.tx != NULL && (pq->t.ended == GUARD_COMMITTED || pq->t.ended == GUARD_PREPARED)) {
+    if (pq->session.tx != NULL && pq->t.over) {
         return GUARD_TX_IDLE; /* COMMIT AND CHAIN, or COMMIT; BEGIN: what is open now is not ours */
     }
     switch (PQtransactionStatus(pq->conn)) {
@@ -42,6 +42,7 @@ void guard_pq_transaction_clear(guard_pq *pq)
     t->has_error = 0;
     t->retry = 0;
     t->ended = GUARD_OPEN;
+    t->over = t->was_set = t->savepoints = t->may_be_over = 0;
 }
 
 /* ------------------------------------------------------------------------------------------------ begin -- */
@@ -106,6 +107,7 @@ static void set_transaction(guard_pq *pq, const guard_pq_tx_options *o)
     t->probe = o->probe;
     t->probe_key = o->probe_key;
     t->marker = guard_pq_or(o->marker, o->probe != NULL ? GUARD_PQ_MARKER_PROBE : pq->options.marker);
+    t->wanted = t->marker;
     if (t->read_only) {
         t->marker = GUARD_PQ_MARKER_NONE;
     }
@@ -138,10 +140,14 @@ static const char *begin_sql(guard_pq *pq, const guard_pq_tx_options *o, char *s
 static int begin_marker(guard_pq *pq, guard_error *error)
 {
     int code = 0;
-    if (pq->t.marker == GUARD_PQ_MARKER_ROW) {
+    if (pq->t.wanted != GUARD_PQ_MARKER_NONE || pq->t.prepare_as != NULL) {
+        code = guard_pq_home_check(pq, error);
+    }
+    if (code == 0 && pq->t.marker == GUARD_PQ_MARKER_ROW) {
         code = guard_pq_marks_check(pq, error);
         code = code != 0 ? code : guard_pq_marks_begin(pq, error);
-    } else if (pq->t.marker == GUARD_PQ_MARKER_PROBE && !guard_pq_random(&pq->t.lock, sizeof(pq->t.lock))) {
+    } else if (code == 0 && pq->t.wanted == GUARD_PQ_MARKER_PROBE &&
+               !guard_pq_random(&pq->t.lock, sizeof(pq->t.lock))) {
         guard_error_set(error, GUARD_OS, errno, "no random bytes for the lock of a probe");
         code = error->code;
     }
@@ -161,6 +167,7 @@ static int begin(guard_pq *pq, const guard_pq_tx_options *o, guard_error *error)
         return code;
     }
     code = guard_pq_query(pq, begin_sql(pq, o, sql, sizeof(sql)), pq->options.statement_ms, NULL, error);
+    pq->t.was_set = 0; /* by our own BEGIN */
     if (code != 0 && PQtransactionStatus(pq->conn) != PQTRANS_IDLE) {
         guard_error later;
         guard_pq_roll_back(pq, "ROLLBACK", guard_pq_in(pq->t.rollback_ms), &later);
@@ -189,8 +196,9 @@ static int driver_savepoint(void *connection, const guard_tx_savepoint *savepoin
     char sql[SAVEPOINT_SQL_MAX];
     if (savepoint->level == 1 && savepoint->in_foreign) {
         set_transaction(pq, &no_options); /* the caller's own: it is not ours to commit */
-        pq->t.marker = GUARD_PQ_MARKER_NONE;
+        pq->t.marker = pq->t.wanted = GUARD_PQ_MARKER_NONE;
     }
+    pq->t.savepoints = 1;
     snprintf(sql, sizeof(sql), "SAVEPOINT %s", savepoint->name);
     guard_pq_call_begin(pq, &call);
     int code = guard_pq_query(pq, sql, pq->options.statement_ms, NULL, error);

@@ -93,10 +93,10 @@ typedef enum guard_tx_note {
     GUARD_NOTE_ENDED_ELSEWHERE = 32, /* someone ended it with SQL of their own */
     GUARD_NOTE_MANY_FILES = 64,      /* several WAL files: each is committed or not by itself */
     GUARD_NOTE_POISONED = 128,       /* its rollback failed; the connection is not to be used again */
-    GUARD_NOTE_LOCAL_ONLY = 256      /* committed on this server, which gave up waiting for the standbys it should have */
+    GUARD_NOTE_LOCAL_ONLY = 256      /* committed on this server; the standbys that it should wait for may not have it */
 } guard_tx_note;
 
-#define GUARD_TOKEN_SIZE 96
+#define GUARD_TOKEN_SIZE 192
 
 /*
  * How a transaction ended. The caller of a border form allocates it, nothing in it needs to be set or freed; copy it freely.

@@ -196,6 +196,52 @@ START_TEST(a_commit_that_arrives_after_its_transaction_was_resolved_fails)
 }
 END_TEST
 
+/* The resolver's own wire breaks too, everywhere and both ways, while the COMMIT is late: what it has told stays true when that arrives. */
+static void cut_the_resolver(wire_direction direction, unsigned how, int first_id, int outcomes[GUARD_RELEASED + 1])
+{
+    bool fired = true;
+    uint64_t last = 0; /* bytes of a whole one; connecting is most of them */
+    for (uint64_t n = 100000; fired; n += n + 90 < last ? 61 : 2) {
+        GUARD_AUTO(s);
+        work w = {.id = first_id + (int)n, .n = n, .before_commit = hold_the_commit};
+        guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW};
+        w.pq = guard_pq_open(s, wire_proxy_conninfo(proxy), NULL);
+        unsigned resolver = wire_proxy_connections(proxy) + 1;
+        wire_proxy_cut_after(proxy, resolver, direction, n, how);
+        guard_outcome told = run_work(s, &w, &options);
+        fired = wire_proxy_fired(proxy, resolver, direction);
+        outcomes[told]++;
+        if (last == 0) {
+            last = wire_proxy_look(proxy, resolver).passed[direction];
+            n = 0;
+            fired = true;
+        }
+        wire_proxy_release(proxy, w.wire);
+        ck_assert(wire_proxy_wait(proxy, w.wire, WIRE_SERVER_GONE, 0, WAIT_MS));
+        check_told(&w, 0, direction == WIRE_TO_SERVER ? "resolver cut to the server" : "resolver cut to the client");
+    }
+}
+
+START_TEST(the_resolvers_own_request_is_cut_off_and_a_late_commit_still_fails)
+{
+    int outcomes[GUARD_RELEASED + 1] = {0};
+    open_proxy();
+    cut_the_resolver(WIRE_TO_SERVER, WIRE_RST, 10000, outcomes);
+    ck_assert_int_gt(outcomes[GUARD_ROLLED_BACK], 20);
+    wire_proxy_close(proxy);
+}
+END_TEST
+
+START_TEST(the_resolvers_own_answer_is_cut_off_and_a_late_commit_still_fails)
+{
+    int outcomes[GUARD_RELEASED + 1] = {0};
+    open_proxy();
+    cut_the_resolver(WIRE_TO_CLIENT, WIRE_RST | WIRE_DRAIN, 20000, outcomes);
+    ck_assert_int_gt(outcomes[GUARD_ROLLED_BACK], 20);
+    wire_proxy_close(proxy);
+}
+END_TEST
+
 START_TEST(with_a_probe_a_late_commit_is_waited_for_and_then_known)
 {
     GUARD_AUTO(s);
@@ -392,12 +438,12 @@ START_TEST(a_session_that_was_in_doubt_gets_another_id)
     work w = {.id = 1, .before_commit = cut_the_wire, .direction = WIRE_TO_CLIENT, .how = WIRE_RST | WIRE_DRAIN};
     ck_assert_int_eq(run_work(s, &w, &options), GUARD_COMMITTED);
     guard_pq_close(w.pq);
-    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker"), 1); /* stays, for whoever resolves it again */
+    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker"), 2); /* stays, for whoever resolves it again */
     work other = {.id = 2};
     ck_assert_int_eq(run_work(s, &other, &options), GUARD_COMMITTED);
-    ck_assert_int_eq(server_number("SELECT count(DISTINCT session) FROM guard_marker"), 2);
+    ck_assert_int_eq(server_number("SELECT count(DISTINCT session) FROM guard_marker"), 3);
     guard_pq_close(other.pq);
-    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker"), 1); /* an orderly close takes its row back */
+    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker"), 2); /* an orderly close takes its row back */
     wire_proxy_close(proxy);
 }
 END_TEST
@@ -444,7 +490,7 @@ START_TEST(a_lost_commit_of_a_read_only_transaction_wrote_no_row_and_no_marker)
 {
     guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW, .flags = GUARD_PQ_READ_ONLY};
     check_no_row_written(only_read, &options);
-    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker"), 0);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker"), 1); /* the table's own */
 }
 END_TEST
 
@@ -622,6 +668,8 @@ int main(void)
         the_wire_is_cut_at_every_byte_of_a_commit_with_a_probe,
         the_wire_is_cut_at_every_byte_of_a_commit_with_a_marker_row,
         a_commit_that_arrives_after_its_transaction_was_resolved_fails,
+        the_resolvers_own_request_is_cut_off_and_a_late_commit_still_fails,
+        the_resolvers_own_answer_is_cut_off_and_a_late_commit_still_fails,
         with_a_probe_a_late_commit_is_waited_for_and_then_known,
         a_number_that_a_crashed_server_hands_out_again_is_no_proof_of_commit,
         a_marker_row_is_not_fooled_by_a_number_that_was_handed_out_again,

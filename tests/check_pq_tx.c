@@ -619,10 +619,10 @@ START_TEST(a_session_keeps_one_marker_row_and_takes_it_back_at_its_end)
     guard_pq *pq = open_pq(s);
     for (int i = 0; i < 5; i++) {
         ck_assert_int_eq(guard_pq_transact(pq, insert_next, NULL, &options, NULL), GUARD_COMMITTED);
-        ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker"), 1);
+        ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker"), 2); /* and the table's own */
     }
     guard_pq_close(pq);
-    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker"), 0);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker"), 1);
 }
 END_TEST
 
@@ -637,7 +637,7 @@ static void commit_with_marker(guard_pq *pq, guard_tx_fn *body)
     guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW};
     guard_result result;
     ck_assert_msg(guard_pq_transact(pq, body, NULL, &options, &result) == GUARD_COMMITTED, "%s", result.error.message);
-    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker"), 1);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker WHERE made < 'infinity'"), 1);
 }
 
 START_TEST(a_program_that_takes_the_markers_statements_away_commits_all_the_same)
@@ -648,12 +648,12 @@ START_TEST(a_program_that_takes_the_markers_statements_away_commits_all_the_same
     guard_pq_exec(NULL, pq, "DISCARD ALL");
     commit_with_marker(pq, insert_next);
     pq = open_pq(s);
-    server_run("DELETE FROM guard_marker");
+    server_run("DELETE FROM guard_marker WHERE made < 'infinity'");
     commit_with_marker(pq, deallocate_and_insert);
     commit_with_marker(pq, insert_next);
     /* Their names may be the program's own. */
     pq = open_pq(s);
-    server_run("DELETE FROM guard_marker");
+    server_run("DELETE FROM guard_marker WHERE made < 'infinity'");
     guard_pq_exec(NULL, pq, "PREPARE guard_marker_put (uuid, bigint) AS SELECT $1, $2");
     commit_with_marker(pq, insert_next);
     commit_with_marker(pq, insert_next);

@@ -110,7 +110,8 @@ void server_reset(void)
         "DROP TABLE IF EXISTS t, public.guard_marker;"
         "CREATE TABLE t(id integer PRIMARY KEY, note text);"
         "CREATE TABLE public.guard_marker(session uuid NOT NULL, seq bigint NOT NULL, fenced boolean NOT NULL DEFAULT "
-        "false, made timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (session, seq))");
+        "false, made timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (session, seq));"
+        "INSERT INTO guard_marker VALUES ('00000000-0000-0000-0000-000000000000', 4000000000, true, 'infinity')");
 }
 
 int64_t server_rows(int id)

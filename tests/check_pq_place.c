@@ -1,0 +1,372 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * check_pq_place.c: that a row is not there is believed only where it would be: not of a marker table that was emptied or put back, nor
+ * of another database or cluster, a standby that is behind, or a primary that was replaced.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <guard/guard.h>
+#include <guard/guard_pq.h>
+
+#include "server.h"
+#include "suite.h"
+#include "wire_proxy.h"
+
+/* A transaction whose answer is lost while nobody can be asked. */
+typedef struct lost {
+    int id;
+    int marker;
+    bool done; /* COMMIT has reached the server */
+    char key[16];
+    guard_pq_tx_options options;
+    guard_result result;
+    wire_proxy *proxy;
+    unsigned wire;
+} lost;
+
+static const int markers[] = {GUARD_PQ_MARKER_ROW, GUARD_PQ_MARKER_PROBE, GUARD_PQ_MARKER_STATUS};
+#define MARKERS (sizeof markers / sizeof *markers)
+
+static void write_and_lose(guard_tx *tx, void *arg)
+{
+    lost *l = arg;
+    char sql[64];
+    snprintf(sql, sizeof(sql), "INSERT INTO t VALUES (%d)", l->id);
+    guard_pq_exec(NULL, guard_pq_of(tx), sql);
+    wire_proxy_mark(l->proxy, l->wire);
+    if (l->done) {
+        /* The status marker asks for the number first, whose answer passes. */
+        uint64_t number = 87 + (uint64_t)server_number("SELECT length(pg_current_xact_id()::text)") + 3;
+        uint64_t n = l->marker == GUARD_PQ_MARKER_STATUS ? number : 0;
+        wire_proxy_cut_after(l->proxy, l->wire, WIRE_TO_CLIENT, n, WIRE_RST | WIRE_DRAIN);
+    } else {
+        wire_proxy_cut_after(l->proxy, l->wire, WIRE_TO_SERVER, l->marker == GUARD_PQ_MARKER_STATUS ? 60 : 3, WIRE_RST);
+    }
+    wire_proxy_admit(l->proxy, WIRE_REFUSE);
+}
+
+/* Through a proxy to the server at `port` of the tests' socket folder. */
+static void lose(lost *l, int port)
+{
+    GUARD_AUTO(s);
+    snprintf(l->key, sizeof(l->key), "%d", l->id);
+    l->options = (guard_pq_tx_options){.marker = l->marker, .resolve_ms = 50};
+    if (l->marker == GUARD_PQ_MARKER_PROBE) {
+        l->options.probe = "SELECT 1 FROM t WHERE id = $1::int";
+        l->options.probe_key = l->key;
+    }
+    l->proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), port, NULL);
+    ck_assert_ptr_nonnull(l->proxy);
+    guard_pq *pq = guard_pq_open(s, wire_proxy_conninfo(l->proxy), NULL);
+    l->wire = wire_proxy_connections(l->proxy);
+    guard_outcome told = guard_pq_transact(pq, write_and_lose, l, &l->options, &l->result);
+    ck_assert_msg(told == GUARD_IN_DOUBT, "marker %d: %s", l->marker, guard_outcome_name(told));
+    l->options.resolve_ms = 3000;
+    guard_pq_close(pq);
+    wire_proxy_close(l->proxy);
+}
+
+static int main_port(void)
+{
+    return atoi(getenv("GUARD_TEST_PG_PORT"));
+}
+
+static guard_outcome look(const char *conninfo, const char *token, lost *l, guard_error *error)
+{
+    memset(error, 0, sizeof(*error));
+    return guard_pq_resolve_from(conninfo, NULL, token, &l->options, error);
+}
+
+static void expect_place(guard_outcome told, const guard_error *error, const char *what)
+{
+    ck_assert_msg(told == GUARD_IN_DOUBT, "%s: \"%s\"", what, guard_outcome_name(told));
+    ck_assert_msg(error->domain == GUARD_PQ && error->code == GUARD_PQ_PLACE, "%s: %s", what, error->message);
+}
+
+static void install(void)
+{
+    GUARD_AUTO(s);
+    guard_pq_marker_install(guard_pq_open(s, "", NULL), NULL);
+}
+
+/* ------------------------------------------------------------------------------------------------ the table -- */
+
+START_TEST(a_marker_table_that_was_emptied_or_put_back_proves_no_rollback)
+{
+    static const char *const harms[] = {
+        "TRUNCATE guard_marker",
+        "DELETE FROM guard_marker",
+        "DROP TABLE guard_marker",
+        /* From a copy that is older than the transaction. */
+        "DELETE FROM guard_marker; INSERT INTO guard_marker SELECT * FROM copy",
+        "DROP TABLE guard_marker; ALTER TABLE copy RENAME TO guard_marker; ALTER TABLE guard_marker ADD PRIMARY KEY "
+        "(session, seq)",
+    };
+    for (size_t i = 0; i < sizeof harms / sizeof *harms; i++) {
+        for (int installed = 0; installed < 2; installed++) {
+            guard_error error;
+            server_reset();
+            server_run("DROP TABLE IF EXISTS copy; CREATE TABLE copy AS TABLE guard_marker");
+            lost l = {.id = 1, .marker = GUARD_PQ_MARKER_ROW, .done = true};
+            lose(&l, main_port());
+            ck_assert_int_eq(server_rows(1), 1);
+            server_run(harms[i]);
+            if (installed) {
+                install();
+            }
+            guard_outcome told = look("", l.result.token, &l, &error);
+            ck_assert_msg(told == GUARD_IN_DOUBT, "%s: \"%s\"", harms[i], guard_outcome_name(told));
+            if (installed) {
+                expect_place(told, &error, harms[i]);
+                /* And no fence was left behind. */
+                ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker WHERE made < 'infinity'"), 0);
+            }
+        }
+    }
+}
+END_TEST
+
+START_TEST(a_row_that_is_there_and_what_leaves_the_table_the_same_are_believed)
+{
+    static const char *const harmless[] = {
+        "VACUUM FULL guard_marker", "VACUUM FREEZE guard_marker", "REINDEX TABLE guard_marker",
+        "DELETE FROM guard_marker WHERE made < now() - interval '1 day'", "SELECT 1"};
+    server_reset();
+    for (size_t i = 0; i < sizeof harmless / sizeof *harmless; i++) {
+        guard_error error;
+        lost yes = {.id = 1 + 2 * (int)i, .marker = GUARD_PQ_MARKER_ROW, .done = true};
+        lost no = {.id = 2 + 2 * (int)i, .marker = GUARD_PQ_MARKER_ROW};
+        lose(&yes, main_port());
+        lose(&no, main_port());
+        server_run(harmless[i]);
+        install();
+        ck_assert_msg(look("", yes.result.token, &yes, &error) == GUARD_COMMITTED, "%s: %s", harmless[i],
+                      error.message);
+        ck_assert_msg(look("", no.result.token, &no, &error) == GUARD_ROLLED_BACK, "%s: %s", harmless[i],
+                      error.message);
+    }
+    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker WHERE made = 'infinity'"), 1);
+}
+END_TEST
+
+static void begin_with_row(void *pq)
+{
+    GUARD_AUTO(s);
+    guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW};
+    guard_pq_begin(s, pq, &options);
+}
+
+START_TEST(a_marker_table_without_its_own_row_is_a_clear_panic_at_begin)
+{
+    GUARD_AUTO(s);
+    guard_error error;
+    server_reset();
+    server_run("TRUNCATE guard_marker");
+    guard_pq *pq = guard_pq_open(s, "", NULL);
+    ck_assert_int_ne(guard_run(begin_with_row, pq, &error), 0);
+    ck_assert_int_eq(error.code, GUARD_PQ_MARKER);
+    ck_assert_ptr_nonnull(strstr(error.message, "was emptied"));
+    guard_pq_marker_install(pq, NULL);
+    ck_assert_int_eq(guard_run(begin_with_row, pq, &error), 0);
+}
+END_TEST
+
+/* ---------------------------------------------------------------------------------- another database, another role -- */
+
+START_TEST(another_database_of_the_cluster_proves_nothing)
+{
+    server_reset();
+    server_run("DROP DATABASE IF EXISTS other");
+    server_run("CREATE DATABASE other TEMPLATE template0");
+    PGconn *other = server_connect("dbname=other");
+    PQclear(PQexec(other, "CREATE TABLE t(id integer PRIMARY KEY, note text)"));
+    PQfinish(other);
+    GUARD_AUTO(s);
+    guard_pq_marker_install(guard_pq_open(s, "dbname=other", NULL), NULL);
+    for (size_t i = 0; i < MARKERS; i++) {
+        guard_error error;
+        lost l = {.id = 1 + (int)i, .marker = markers[i], .done = true};
+        lose(&l, main_port());
+        expect_place(look("dbname=other", l.result.token, &l, &error), &error, "the other database");
+    }
+}
+END_TEST
+
+/* The token says another cluster, as one of it would. */
+START_TEST(another_cluster_proves_nothing)
+{
+    server_reset();
+    for (size_t i = 0; i < MARKERS; i++) {
+        guard_error error;
+        lost l = {.id = 1 + (int)i, .marker = markers[i], .done = true};
+        lose(&l, main_port());
+        char *digit = strchr(l.result.token, '@') + 1;
+        *digit = *digit == '9' ? '1' : (char)(*digit + 1);
+        expect_place(look("", l.result.token, &l, &error), &error, "the other cluster");
+    }
+}
+END_TEST
+
+START_TEST(a_role_that_reads_only_by_default_is_no_obstacle)
+{
+    guard_error error;
+    server_reset();
+    lost l = {.id = 1, .marker = GUARD_PQ_MARKER_ROW, .done = true};
+    lose(&l, main_port());
+    ck_assert_msg(look("options='-c default_transaction_read_only=on'", l.result.token, &l, &error) == GUARD_COMMITTED,
+                  "%s", error.message);
+}
+END_TEST
+
+/* -------------------------------------------------------------------------------------- standby, former primary -- */
+
+/* Of the standby in the tests' folder: no TCP, so that its port is only the name of its socket. */
+#define STANDBY_PORT 1
+
+static char folder[400];
+
+/* Runs a command of the server's programs as the server's user. */
+static void run_as_server(const char *command)
+{
+    char sql[1000];
+    snprintf(sql, sizeof(sql), "COPY (SELECT 1) TO PROGRAM $c$ %s $c$", command);
+    server_run(sql);
+}
+
+static void control_standby(const char *arguments)
+{
+    char text[2000];
+    snprintf(text, sizeof(text), "-D '%s' -l '%s/log' %s", folder, folder, arguments);
+    server_control(text);
+}
+
+static void remove_standby(void)
+{
+    char text[500];
+    control_standby("-m immediate stop");
+    snprintf(text, sizeof(text), "rm -rf '%s'", folder);
+    run_as_server(text);
+}
+
+static PGconn *connect_standby(void)
+{
+    char text[40];
+    snprintf(text, sizeof(text), "port=%d", STANDBY_PORT);
+    return server_connect(text);
+}
+
+static void ask_standby(PGconn *conn, const char *sql)
+{
+    PGresult *result = PQexec(conn, sql);
+    ck_assert_msg(PQresultStatus(result) == PGRES_TUPLES_OK || PQresultStatus(result) == PGRES_COMMAND_OK, "%s: %s",
+                  sql, PQerrorMessage(conn));
+    PQclear(result);
+}
+
+/* A standby that has everything up to now, and nothing from now on. */
+static PGconn *make_standby_that_is_behind(void)
+{
+    char text[900];
+    snprintf(folder, sizeof(folder), "%s/standby", getenv("GUARD_TEST_PG_SOCKET"));
+    snprintf(text, sizeof(text), "pg_basebackup -h %s -p %d -U postgres -D %s -R -c fast -X stream -N",
+             getenv("GUARD_TEST_PG_SOCKET"), main_port(), folder);
+    run_as_server(text);
+    snprintf(text, sizeof(text), "-o \"-c listen_addresses= -p %d -c restart_after_crash=off\" start", STANDBY_PORT);
+    control_standby(text);
+    PGconn *conn = connect_standby();
+    /* What was written before has come. */
+    int64_t there = 0;
+    for (int i = 0; i < 1000 && there == 0; i++) {
+        PGresult *rows = PQexec(conn, "SELECT count(*) FROM pg_class WHERE relname = 'guard_marker'");
+        there = atoi(PQgetvalue(rows, 0, 0));
+        PQclear(rows);
+    }
+    ask_standby(conn, "SELECT pg_wal_replay_pause()");
+    for (int i = 0, paused = 0; i < 10000 && !paused; i++) {
+        PGresult *rows = PQexec(conn, "SELECT pg_get_wal_replay_pause_state()");
+        paused = strcmp(PQgetvalue(rows, 0, 0), "paused") == 0;
+        PQclear(rows);
+    }
+    return conn;
+}
+
+/* The standby would give a probe's lock at once and find no row. */
+static void expect_nothing_from_the_standby(lost *l)
+{
+    GUARD_AUTO(s);
+    char text[100];
+    guard_error error;
+    snprintf(text, sizeof(text), "port=%d", STANDBY_PORT);
+    guard_pq *standby = guard_pq_open(s, text, NULL);
+    l->options.resolve_ms = 500;
+    guard_outcome told = guard_pq_resolve(standby, l->result.token, &l->options, &error);
+    ck_assert_msg(told == GUARD_IN_DOUBT, "marker %d, on the standby: \"%s\"", l->marker, guard_outcome_name(told));
+    l->options.resolve_ms = 3000;
+    /* The list leads to the primary. */
+    snprintf(text, sizeof(text), "host=%s,%s port=%d,%d", getenv("PGHOST"), getenv("PGHOST"), STANDBY_PORT,
+             main_port());
+    told = look(text, l->result.token, l, &error);
+    ck_assert_msg(told == (l->marker == GUARD_PQ_MARKER_STATUS ? GUARD_IN_DOUBT : GUARD_COMMITTED),
+                  "marker %d, by the list: \"%s\" (%s)", l->marker, guard_outcome_name(told), error.message);
+}
+
+START_TEST(a_standby_that_is_behind_and_a_primary_that_was_replaced_prove_nothing)
+{
+    char at_standby[100];
+    guard_error error;
+    server_reset();
+    PGconn *conn = make_standby_that_is_behind();
+    for (size_t i = 0; i < MARKERS; i++) {
+        lost l = {.id = 1 + (int)i, .marker = markers[i], .done = true};
+        lose(&l, main_port());
+        ck_assert_int_eq(server_rows(l.id), 1);
+        expect_nothing_from_the_standby(&l);
+    }
+    lost before = {.id = 10, .marker = GUARD_PQ_MARKER_ROW, .done = true};
+    lose(&before, main_port());
+    /* It is promoted without what it has not got, and the old primary does not know. */
+    server_run("ALTER SYSTEM SET max_wal_senders = 0");
+    server_control("-m fast restart");
+    PQfinish(conn);
+    control_standby("promote");
+    snprintf(at_standby, sizeof(at_standby), "port=%d", STANDBY_PORT);
+    for (size_t i = 0; i < MARKERS; i++) {
+        lost l = {.id = 20 + (int)i, .marker = markers[i], .done = true};
+        lose(&l, STANDBY_PORT);
+        l.options.resolve_ms = 1000;
+        guard_outcome told = look("", l.result.token, &l, &error);
+        expect_place(told, &error, "the former primary");
+        l.options.resolve_ms = 3000;
+        if (l.marker != GUARD_PQ_MARKER_STATUS) {
+            ck_assert_msg(look(at_standby, l.result.token, &l, &error) == GUARD_COMMITTED, "%s", error.message);
+        }
+    }
+    /* What the new primary never had is lost, and that is said of a transaction of the old one. */
+    PGconn *promoted = connect_standby();
+    PGresult *rows = PQexec(promoted, "SELECT count(*) FROM t WHERE id = 10");
+    bool kept = atoi(PQgetvalue(rows, 0, 0)) == 1;
+    PQclear(rows);
+    PQfinish(promoted);
+    ck_assert_int_eq(look(at_standby, before.result.token, &before, &error),
+                     kept ? GUARD_COMMITTED : GUARD_ROLLED_BACK);
+    remove_standby();
+    server_run("ALTER SYSTEM RESET max_wal_senders");
+    server_control("-m fast restart");
+}
+END_TEST
+
+int main(void)
+{
+    const TTest *const tests[] = {
+        a_marker_table_that_was_emptied_or_put_back_proves_no_rollback,
+        a_row_that_is_there_and_what_leaves_the_table_the_same_are_believed,
+        a_marker_table_without_its_own_row_is_a_clear_panic_at_begin,
+        another_database_of_the_cluster_proves_nothing,
+        another_cluster_proves_nothing,
+        a_role_that_reads_only_by_default_is_no_obstacle,
+        a_standby_that_is_behind_and_a_primary_that_was_replaced_prove_nothing,
+    };
+    return suite_run("pq_place", tests, sizeof tests / sizeof *tests);
+}
