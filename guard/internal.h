@@ -260,11 +260,13 @@ static inline void guard_word_add(uint64_t *word, uint64_t count)
 /* What a thread remembers of the places that panicked last, so that a panic looks for none. */
 #define SITE_MEMOS 16U
 typedef struct guard_site_memo {
-    const guard_place *place;
+    const guard_place *place; /* SITE_NONE: the memo is empty */
     uint32_t line;
     int32_t domain;
-    uint32_t slot;
+    uint64_t slot;
+    uint64_t reserved; /* 32 bytes: it is found by a shift */
 } guard_site_memo;
+#define SITE_NONE ((const guard_place *)UINTPTR_MAX)
 
 /* ---------------------------------------------------------------------------------------------- threads -- */
 
@@ -338,20 +340,16 @@ static inline guard_site_memo *guard_site_memo_of(guard_thread *thread, const gu
 
 /* site.c: the slot of a panic of this domain from this place, or where that is NULL, from that of the error. */
 uint32_t guard_site_find(guard_thread *thread, const guard_error *error, const guard_place *place);
+/* An error that is raised again has no place here, and is looked at by guard_site_find. */
 static inline void guard_site_count(guard_error *error, const guard_place *place)
 {
     guard_thread *thread = guard_thread_own;
     const guard_site_memo *memo = guard_site_memo_of(thread, place);
-    uint32_t slot = memo->slot;
-    if (GUARD_IMPL_UNLIKELY(error->flags & GUARD_ERROR_COUNTED)) {
-        guard_word_add(&thread->counts[COUNT_AGAIN], error->flags & GUARD_ERROR_REPANICKED ? 1 : 0);
-        return;
-    }
-    error->flags |= GUARD_ERROR_COUNTED;
-    if (GUARD_IMPL_UNLIKELY(place == NULL || memo->place != place || memo->line != place->line ||
-                            memo->domain != error->domain)) {
+    uint64_t slot = memo->slot;
+    if (GUARD_IMPL_UNLIKELY(memo->place != place || memo->line != place->line || memo->domain != error->domain)) {
         slot = guard_site_find(thread, error, place);
     }
+    error->flags |= GUARD_ERROR_COUNTED;
     guard_word_add(&thread->counts[slot], 1);
 }
 

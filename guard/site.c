@@ -73,14 +73,18 @@ static uint32_t site_slot(uint32_t domain, const char *file, uint32_t line)
 uint32_t guard_site_find(guard_thread *thread, const guard_error *error, const guard_place *place)
 {
     uint32_t domain = domain_index(error->domain);
+    if (place == NULL && (error->flags & GUARD_ERROR_COUNTED)) {
+        return error->flags & GUARD_ERROR_REPANICKED ? COUNT_AGAIN : COUNT_NONE; /* else the same panic goes on */
+    }
     if (place == NULL) {
         return site_slot(domain, error->file[0] != '\0' ? error->file : "unknown", error->line);
     }
     guard_error named;
     guard_error_place(&named, place);
     guard_site_memo *memo = guard_site_memo_of(thread, place);
-    *memo = (guard_site_memo){place, place->line, error->domain, site_slot(domain, named.file, place->line)};
-    return memo->slot;
+    uint32_t slot = site_slot(domain, named.file, place->line);
+    *memo = (guard_site_memo){.place = place, .line = place->line, .domain = error->domain, .slot = slot};
+    return slot;
 }
 
 void guard_sites_put(guard_metrics_page *page, const uint64_t *sums)

@@ -195,7 +195,9 @@ guard_stack *guard_stack_make(void)
     }
     thread->alternate = NULL;
     thread->stack_low = thread->stack_high = 0;
-    memset(thread->memos, 0, sizeof thread->memos);
+    for (uint32_t i = 0; i < SITE_MEMOS; i++) {
+        thread->memos[i].place = SITE_NONE;
+    }
     memset(thread->counts, 0, sizeof thread->counts);
     pthread_mutex_init(&thread->lock, NULL);
     thread_list(thread);
