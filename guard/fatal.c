@@ -302,15 +302,20 @@ static void fatal_handle(int signo, siginfo_t *info, void *context)
     errno = saved;
 }
 
+void guard_fatal_fill(sigset_t *set)
+{
+    sigfillset(set);
+    for (int i = 1; i < NSIG; i++) {
+        if (signal_is_crash(i)) {
+            sigdelset(set, i);
+        }
+    }
+}
+
 void guard_fatal_install(int signo)
 {
     struct sigaction action = {.sa_sigaction = fatal_handle, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER};
-    sigfillset(&action.sa_mask);
-    for (int i = 1; i < NSIG; i++) {
-        if (signal_is_crash(i)) {
-            sigdelset(&action.sa_mask, i);
-        }
-    }
+    guard_fatal_fill(&action.sa_mask);
     pthread_mutex_lock(&guard_life_lock);
     int failed = 0;
     bool is_wanted = !fatal_is_installed[signo];

@@ -92,7 +92,7 @@ GUARD_API void guard_cancel_clear(void);
  * Makes signal `signo` cancel all threads of the process, those that start later too. guard_cancelled says so at once; checkpoints
  * panic grace_ms later (0: at once, -1: never, work is to look at guard_cancelled), or when the signal comes a second time.
  * Sticky until guard_cancel_signal_clear. Installs a handler with sigaction (SA_RESTART off, so that system calls end with
- * EINTR) and starts one thread that wakes the others; that thread blocks all signals.
+ * EINTR) and starts one thread that wakes the others; that thread blocks all signals but those of faults.
  *
  * Call it for as many signals as there are; the grace is each one's own. grace_ms below -1, or a signal that cannot be caught, is misuse.
  * Panics with GUARD_OS. A forked child inherits the handler; what was asked of the parent is not asked of it.

@@ -404,6 +404,8 @@ void guard_alternate_close(guard_thread *thread);
 void guard_alternate_lose(guard_thread *thread);
 /* The handler for one more signal. Under no lock. Panics with GUARD_OS. */
 void guard_fatal_install(int signo);
+/* All signals that a thread of the library's own blocks: a fault that is blocked kills without a report. */
+void guard_fatal_fill(sigset_t *set);
 /* The alternate stack and the bounds of this thread, and of each that comes. Panics with GUARD_OS. */
 void guard_fatal_prepare(void);
 /* The process aborts after it has told why: the handler of SIGABRT is silent. */

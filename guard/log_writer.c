@@ -280,7 +280,7 @@ static int thread_start(guard_log *log)
     }
     atomic_store(&log->wake, wake);
     log->has_ended = false;
-    sigfillset(&all);
+    guard_fatal_fill(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int code = pthread_create(&log->thread, NULL, writer_main, log);
     pthread_sigmask(SIG_SETMASK, &before, NULL);

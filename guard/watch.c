@@ -111,12 +111,12 @@ static void *watch_main(void *arg)
 
 /* ------------------------------------------------------------------------------------- its life, and fork -- */
 
-/* Its signals stay blocked: a handler of the program's must not run on a thread it does not know. */
+/* Its signals stay blocked, but for those of faults: a handler of the program's must not run on a thread it does not know. */
 static int watch_create(void)
 {
     sigset_t all;
     sigset_t former;
-    sigfillset(&all);
+    guard_fatal_fill(&all);
     pthread_sigmask(SIG_SETMASK, &all, &former);
     int code = pthread_create(&watch_thread_id, NULL, watch_main, NULL);
     pthread_sigmask(SIG_SETMASK, &former, NULL);

@@ -233,6 +233,27 @@ START_TEST(a_full_pipe_does_not_keep_it_from_dying)
 }
 END_TEST
 
+static void die_in_watcher(void *arg)
+{
+    guard_interrupt interrupt;
+    guard_fatal_signals();
+    GUARD_AUTO(s);
+    guard_deadline(s, 0);
+    guard_interrupt_open(&interrupt, fault_read_null, arg);
+    for (;;) {
+        pause();
+    }
+}
+
+START_TEST(a_fault_in_a_thread_of_the_librarys_own_is_reported)
+{
+    child_result result;
+    fault_run_child(die_in_watcher, NULL, &result);
+    expect_signal(&result, SIGSEGV);
+    expect_text(&result, "guard: fatal: SIGSEGV, address 0x0 ");
+}
+END_TEST
+
 static void overflow(void *arg)
 {
     guard_fatal_signals();
@@ -685,6 +706,7 @@ int main(void)
         a_signal_that_was_sent_ends_the_process_as_well,
         of_threads_that_die_together_one_reports,
         a_full_pipe_does_not_keep_it_from_dying,
+        a_fault_in_a_thread_of_the_librarys_own_is_reported,
         a_stack_overflow_is_reported,
 #if defined(__x86_64__) && !FAULT_SANITIZED
         the_fault_happens_again_with_its_own_address_and_registers,
