@@ -193,27 +193,40 @@ static void wake_for(guard_log *log, guard_severity severity, uint64_t before, s
     }
 }
 
+/* An error of the program's may be filled in anyhow: it is read before a slot is claimed, into one whose texts all end. */
+static void event_fill(guard_log_event *event, guard_error *copy)
+{
+    if (event->error != NULL) {
+        guard_error_copy(copy, event->error);
+        event->error = copy;
+        event->message = copy->message;
+        event->file = copy->file;
+    }
+}
+
 /* False where there is no room. */
-static bool log_line(guard_log *log, const guard_log_event *event, bool is_full)
+static bool log_line(guard_log *log, guard_log_event event, bool is_full)
 {
     uint64_t at;
+    guard_error copy;
+    event_fill(&event, &copy);
     guard_log_slot *slot = guard_queue_claim(&log->queue, &at);
     if (slot == NULL) {
         return false;
     }
-    slot->length = (uint32_t)guard_log_format(log, event, is_full, slot->text);
+    slot->length = (uint32_t)guard_log_format(log, &event, is_full, slot->text);
     slot->queued = slot->length;
     slot->trace.count = 0;
-    if (is_full && event->error != NULL) {
-        guard_trace_of(event->error, &slot->trace);
+    if (is_full && event.error != NULL) {
+        guard_trace_of(event.error, &slot->trace);
     }
-    slot->severity = event->severity;
-    slot->line = event->line;
-    guard_text_copy(slot->file, sizeof slot->file, event->file);
+    slot->severity = event.severity;
+    slot->line = event.line;
+    guard_text_copy(slot->file, sizeof slot->file, event.file);
     uint32_t length = slot->length;
     uint64_t before = atomic_fetch_add(&log->waiting, length);
     guard_queue_publish(slot, at);
-    wake_for(log, event->severity, before, length);
+    wake_for(log, event.severity, before, length);
     return true;
 }
 
@@ -227,7 +240,7 @@ void guard_log_put(guard_log *log, const guard_log_event *event)
     atomic_fetch_add(verdict == STORM_FULL ? &log->full : verdict == STORM_BRIEF ? &log->brief : &log->counted, 1);
     if (verdict == STORM_COUNTED) {
         count_untold(log, site);
-    } else if (!log_line(log, event, verdict == STORM_FULL)) {
+    } else if (!log_line(log, *event, verdict == STORM_FULL)) {
         atomic_fetch_add(&log->dropped, 1);
         count_untold(log, site);
     }
@@ -260,10 +273,8 @@ void guard_log_put_error(guard_log *log, const char *service, guard_severity sev
     if (log == NULL || error == NULL || (int)severity < 0) {
         return;
     }
-    guard_error copy; /* whose texts all end */
-    guard_error_copy(&copy, error);
     severity = severity == GUARD_LOG_BY_ERROR ? severity_of(error) : severity_within(severity);
-    const guard_log_event event = {severity, service, &copy, copy.message, copy.file, copy.line};
+    const guard_log_event event = {severity, service, error, NULL, error->file, error->line};
     guard_log_put(log, &event);
 }
 

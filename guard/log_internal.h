@@ -183,7 +183,7 @@ typedef struct guard_log_event {
     const char *service;
     const guard_error *error; /* NULL: a line of text */
     const char *message;
-    const char *file;
+    const char *file; /* of at most 47 bytes, with or without its end */
     uint32_t line;
 } guard_log_event;
 

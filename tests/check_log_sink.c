@@ -510,13 +510,13 @@ END_TEST
 static char syslog_text[GUARD_LOG_LINE];
 static atomic_int syslog_priority = -1;
 
-static void take_syslog(int priority, const char *format, va_list arguments)
+static GUARD_PRINTF(2, 0) void take_syslog(int priority, const char *format, va_list arguments)
 {
     vsnprintf(syslog_text, sizeof syslog_text, format, arguments);
     syslog_priority = priority;
 }
 
-GUARD_API void syslog(int priority, const char *format, ...)
+GUARD_API GUARD_PRINTF(2, 3) void syslog(int priority, const char *format, ...)
 {
     va_list arguments;
     va_start(arguments, format);
@@ -525,7 +525,7 @@ GUARD_API void syslog(int priority, const char *format, ...)
 }
 
 /* With _FORTIFY_SOURCE. */
-GUARD_API void __syslog_chk(int priority, int flag, const char *format, ...);
+GUARD_API void __syslog_chk(int priority, int flag, const char *format, ...) GUARD_PRINTF(3, 4);
 void __syslog_chk(int priority, int flag, const char *format, ...)
 {
     va_list arguments;
