@@ -393,10 +393,7 @@ static int handler_make(void)
 
 static bool dump_take_turn(void)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += 2 * GUARD_DUMP_WHOLE_MS / 1000;
-    return pthread_mutex_clocklock(&dump_lock, CLOCK_MONOTONIC, &until) == 0;
+    return guard_lock_within(&dump_lock, 2 * GUARD_DUMP_WHOLE_MS);
 }
 
 static int dump_locked(int fd)
@@ -415,6 +412,7 @@ static int dump_locked(int fd)
     dump_threads(&to, may_not_ask == 0);
     dump_rest(&to);
     writer_flush(&to);
+    guard_symbol_forget();
     return to.error != 0 ? to.error : may_not_ask;
 }
 

@@ -455,6 +455,12 @@ const char *guard_module_name(const guard_module *module);
 
 /* ------------------------------------------------------------------------------------------ cancellation -- */
 
+/*
+ * Takes a lock of the library's within `ms`; false: it was not to be had. By looking again and again: ThreadSanitizer and helgrind do not know
+ * pthread_mutex_clocklock, and who waits for one of these locks waits for milliseconds.
+ */
+bool guard_lock_within(pthread_mutex_t *lock, int64_t ms);
+
 /* Nanoseconds of CLOCK_MONOTONIC; async-signal-safe. */
 int64_t guard_clock(void);
 #define CLOCK_NEVER INT64_MAX
@@ -530,6 +536,8 @@ typedef struct guard_ran {
 void guard_ran_note(guard_ran *ran, const guard_impl_record *record);
 /* One line; empty where nothing ran. Returns its length, at most size - 1. Names functions, so it allocates. */
 size_t guard_ran_format(const guard_ran *ran, char *text, size_t size);
+/* Gives back what naming frames has read (libdw's session), where no other thread is about it. */
+void guard_symbol_forget(void);
 /* The kind's description, or its name where it has none or fails. `size` is not 0. */
 void guard_kind_describe(const guard_kind *kind, const void *object, char *text, size_t size);
 

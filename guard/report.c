@@ -72,14 +72,6 @@ static void report_wait(const uint32_t *count, uint32_t most, int64_t ms)
     }
 }
 
-static bool report_take_turn(void)
-{
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += TURN_MS / 1000;
-    return pthread_mutex_clocklock(&report_lock, CLOCK_MONOTONIC, &until) == 0;
-}
-
 /* exit(3), and so the return from main: not in the middle of another thread's last words. */
 static __attribute__((destructor)) void report_end(void)
 {
@@ -161,9 +153,10 @@ void guard_report_uncaught(const guard_error *error)
         guard_trace_here(
             &trace); /* caught on the way here, as by guard_exit_thread; its own stack is better than none */
     }
-    bool is_mine = report_take_turn();
+    bool is_mine = guard_lock_within(&report_lock, TURN_MS);
     report_fill(&report, error, &trace);
     report_write(&report);
+    guard_symbol_forget();
     if (is_mine) {
         pthread_mutex_unlock(&report_lock);
     }

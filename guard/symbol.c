@@ -12,8 +12,8 @@
  * process even; so files are looked for by their build ID and here only.
  */
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <link.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -49,16 +49,32 @@ static bool linker_find(const void *address, guard_frame *frame)
 #ifdef GUARD_HAVE_LIBDW
 #include <elfutils/libdwfl.h>
 
+#define LOCK_MS 1000
+
 static pthread_mutex_t symbol_lock = PTHREAD_MUTEX_INITIALIZER;
 static Dwfl *symbol_session;
+
+/* libdw opens files to be inherited, and keeps them. */
+static int close_at_exec(int descriptor)
+{
+    if (descriptor >= 0) {
+        (void)fcntl(descriptor, F_SETFD, FD_CLOEXEC);
+    }
+    return descriptor;
+}
 
 static int debuginfo_here(Dwfl_Module *module, void **data, const char *name, Dwarf_Addr base, const char *file,
                           const char *link_name, GElf_Word link_sum, char **found)
 {
-    return dwfl_build_id_find_debuginfo(module, data, name, base, file, link_name, link_sum, found);
+    return close_at_exec(dwfl_build_id_find_debuginfo(module, data, name, base, file, link_name, link_sum, found));
 }
 
-static const Dwfl_Callbacks symbol_callbacks = {.find_elf = dwfl_linux_proc_find_elf, .find_debuginfo = debuginfo_here};
+static int elf_here(Dwfl_Module *module, void **data, const char *name, Dwarf_Addr base, char **found, Elf **elf)
+{
+    return close_at_exec(dwfl_linux_proc_find_elf(module, data, name, base, found, elf));
+}
+
+static const Dwfl_Callbacks symbol_callbacks = {.find_elf = elf_here, .find_debuginfo = debuginfo_here};
 
 static Dwfl_Module *module_of(Dwarf_Addr place)
 {
@@ -97,31 +113,18 @@ static void libdw_find_locked(Dwarf_Addr place, guard_frame *frame)
     }
 }
 
-/* Tries for a second. Not pthread_mutex_clocklock: ThreadSanitizer and valgrind do not know it, and would see a race here. */
-static bool symbol_lock_take(void)
-{
-    for (int tries = 0; tries < 1000; tries++) {
-        if (pthread_mutex_trylock(&symbol_lock) == 0) {
-            return true;
-        }
-        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-    }
-    return false;
-}
-
 static void libdw_find(const void *address, guard_frame *frame)
 {
     int cancel;
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-    if (symbol_lock_take()) {
+    if (guard_lock_within(&symbol_lock, LOCK_MS)) {
         libdw_find_locked((uintptr_t)address - 1, frame);
         pthread_mutex_unlock(&symbol_lock);
     }
     pthread_setcancelstate(cancel, NULL);
 }
 
-/* So that a leak checker finds nothing. Not where a thread is still using it. */
-static __attribute__((destructor)) void symbol_end(void)
+void guard_symbol_forget(void)
 {
     if (pthread_mutex_trylock(&symbol_lock) == 0) {
         dwfl_end(symbol_session);
@@ -129,7 +132,17 @@ static __attribute__((destructor)) void symbol_end(void)
         pthread_mutex_unlock(&symbol_lock);
     }
 }
+
+/* So that a leak checker finds nothing. */
+static __attribute__((destructor)) void symbol_end(void)
+{
+    guard_symbol_forget();
+}
 #else
+void guard_symbol_forget(void)
+{
+}
+
 static void libdw_find(const void *address, guard_frame *frame)
 {
     (void)address;

@@ -21,6 +21,19 @@
 
 #include <guard/guard_trace.h>
 
+/*
+ * ThreadSanitizer's part in a thread ends before libunwind's, whose mutex it intercepts: with both, a thread dies as it ends (gcc 12,
+ * libunwind 1.6).
+ */
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#undef GUARD_HAVE_LIBUNWIND
+#endif
+#endif
+#if defined(__SANITIZE_THREAD__)
+#undef GUARD_HAVE_LIBUNWIND
+#endif
+
 #define LIBRARY_FRAMES 8U /* room for the library's own, which are skipped */
 #define WALK_MOST (GUARD_TRACE_FRAMES + LIBRARY_FRAMES)
 #define NUMBERS 1024U /* that a thread takes at a time */

@@ -6,6 +6,18 @@
 
 #include "internal.h"
 
+bool guard_lock_within(pthread_mutex_t *lock, int64_t ms)
+{
+    static const struct timespec nap = {0, 1000000};
+    int64_t end = guard_clock() + ms * 1000000;
+    int code = pthread_mutex_trylock(lock);
+    while (code != 0 && guard_clock() < end) {
+        nanosleep(&nap, NULL);
+        code = pthread_mutex_trylock(lock);
+    }
+    return code == 0;
+}
+
 /* The nearest of the wait's own end, the deadline, and the end of a signal's grace (which nobody may be there to wake us at). */
 static int64_t wait_end(const guard_stack *stack, int64_t own_end)
 {

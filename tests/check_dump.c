@@ -2,6 +2,7 @@
 /* check_dump.c: who holds what, told by each thread itself. */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <signal.h>
@@ -84,6 +85,7 @@ static const guard_kind speechless = {.name = "speechless", .release = let_go, .
 
 START_TEST(the_caller_s_own_registrations_are_shown_the_newest_first_with_place_and_age)
 {
+    pthread_setname_np(pthread_self(), "tester");
     thing boat = {guard_dump_clock() - 2 * (int64_t)1000000000, "boat\033[1m"};
     GUARD_AUTO(outer);
     guard_defer_kind(outer, &told, &boat);
@@ -97,9 +99,11 @@ START_TEST(the_caller_s_own_registrations_are_shown_the_newest_first_with_place_
     }
     expect("guard: what process ");
     char title[64];
-    snprintf(title, sizeof title, "\nthread %d (check_dump):\n\tnamed, registered at check_dump.c:", (int)gettid());
+    snprintf(title, sizeof title, "\nthread %d (tester):\n\tnamed, registered at check_dump.c:", (int)gettid());
     expect(title);
-    expect("\tthe boat\\x1b[1m; for 2.0");
+    expect("\tthe boat\\x1b[1m; for ");
+    expect_not("for 0.");
+    expect_not("for 1.");
     expect(" s, since check_dump.c:");
 #ifdef GUARD_HAVE_LIBDW
     expect("\tlet_go, registered at check_dump.c:");
@@ -133,16 +137,17 @@ START_TEST(threads_that_hold_nothing_say_so_and_one_without_a_stack_can_dump)
 {
     pthread_t thread;
     char title[64];
+    pthread_setname_np(pthread_self(), "tester");
     GUARD_AUTO(s);
     guard_defer_kind(s, &named, NULL);
     ck_assert_int_eq(pthread_create(&thread, NULL, use_and_dump, NULL), 0);
     ck_assert_int_eq(pthread_join(thread, NULL), 0);
-    expect(" (check_dump): nothing\n");
+    expect(" (tester): nothing\n");
     expect("\tnamed, registered at ");
     ck_assert_int_eq(pthread_create(&thread, NULL, only_dump, NULL), 0);
     ck_assert_int_eq(pthread_join(thread, NULL), 0);
     expect_not("nothing");
-    snprintf(title, sizeof title, "thread %d (check_dump):\n\tnamed", (int)getpid());
+    snprintf(title, sizeof title, "thread %d (tester):\n\tnamed", (int)getpid());
     expect(title);
 }
 END_TEST
@@ -167,6 +172,27 @@ static void *hold_and_wait(void *arg)
     return NULL;
 }
 
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define LATE_SIGNALS 1
+#endif
+#endif
+#if defined(__SANITIZE_THREAD__)
+#define LATE_SIGNALS 1 /* ThreadSanitizer keeps a signal until read(2) returns, though not until poll(2) does */
+#endif
+
+static void wait_readable(int from)
+{
+#ifdef LATE_SIGNALS
+    struct pollfd readable = {.fd = from, .events = POLLIN};
+    while (poll(&readable, 1, -1) < 0) {
+        ck_assert_int_eq(errno, EINTR);
+    }
+#else
+    (void)from;
+#endif
+}
+
 /* In a foreign call that SA_RESTART goes on with. */
 static void *hold_and_read(void *arg)
 {
@@ -175,6 +201,7 @@ static void *hold_and_read(void *arg)
     GUARD_AUTO(s);
     guard_defer_kind(s, &told, arg);
     sem_post(&holds);
+    wait_readable(wire[0]);
     ck_assert_int_eq(read(wire[0], &byte, 1), 1);
     ck_assert_int_eq(byte, 'x');
     return NULL;
@@ -351,6 +378,9 @@ static void *start_threads(void *arg)
 START_TEST(threads_that_begin_and_end_meanwhile_do_no_harm)
 {
     pthread_t threads[2];
+    GUARD_AUTO(
+        s); /* helgrind knows nothing of pthread_once, by which two threads would begin to use the library at the same time */
+    guard_defer(s, let_go, NULL);
     for (int i = 0; i < 2; i++) {
         ck_assert_int_eq(pthread_create(&threads[i], NULL, start_threads, NULL), 0);
     }
@@ -455,6 +485,7 @@ static void read_until(int from, const char *end)
     size_t length = 0;
     text[0] = '\0';
     while (strstr(text, end) == NULL) {
+        wait_readable(from);
         ssize_t got = read(from, text + length, sizeof text - 1 - length);
         ck_assert_int_gt(got, 0);
         length += (size_t)got;
@@ -563,7 +594,11 @@ START_TEST(a_forked_child_dumps_its_own)
         dump();
         expect("\tnamed, registered at ");
         expect_not("parent's");
-        _exit(strstr(text, "\tnamed, ") != NULL ? 0 : 1);
+        if (strstr(text, "\tnamed, ") != NULL) {
+            execl("/bin/true", "true",
+                  (char *)NULL); /* not _exit: helgrind takes a lock that fork has made anew for a held one */
+        }
+        _exit(1);
     }
     int status;
     for (int i = 0; i < 10; i++) {
