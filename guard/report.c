@@ -2,12 +2,12 @@
 /*
  * report.c: what is printed when nobody recovers, and how several threads and the end of the process get along with it.
  *
- *     a panic without a border --> begun: its defers run --> due: waits for its turn --> written --> handler, abort
+ *     a panic without a border --> begun: its defers run --> waits for its turn --> written --> handler, abort
  *                                   \--a foreign unwind (pthread_exit in a defer) passes--> given up
  *
- * Invariants: everything up to `due` happens without allocating; naming the frames allocates, which may fail and then leaves addresses. A
- * report is written as one piece, under report_lock. Who has written waits for those that are due before it ends the process; exit(3)
- * waits for those that have begun (Go's rules, for the same reason: the report is all that is left). Each wait ends.
+ * Invariants: until its defers have run nothing is allocated; naming the frames allocates, which may fail and then leaves addresses. A
+ * report is written as one piece, under report_lock. Who has written waits for those that have begun before it ends the process, and so does
+ * exit(3) (Go's rules, for the same reason: the report is all that is left). Each wait ends.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -17,7 +17,8 @@
 
 #include "internal.h"
 
-#define TURN_MS 2000  /* a report takes milliseconds, tens of them where debugging information is read first */
+/* Defers and a report take milliseconds, a tenth of a second where debugging information is read first. */
+#define TURN_MS 2000
 #define EXIT_MS 10000 /* as long as a rollback may take by itself, and its resolution */
 #define LOOK_MS 1
 
@@ -25,9 +26,10 @@ static guard_fatal_fn *fatal_handler;
 void (*guard_at_death)(void);
 
 static pthread_mutex_t report_lock = PTHREAD_MUTEX_INITIALIZER;
-static uint32_t reports_begun; /* threads whose uncaught panic runs, or is being reported */
-static uint32_t reports_due;   /* those whose defers have run, and that have not written yet */
-static __thread bool report_is_own;
+static uint32_t reports_begun;          /* threads that die of an uncaught panic */
+static uint32_t reports_missing;        /* those of them that have not written yet */
+static __thread bool report_is_own;     /* this thread is counted in reports_begun, */
+static __thread bool report_is_missing; /* and in reports_missing */
 
 guard_fatal_fn *guard_fatal_handler(guard_fatal_fn *handler)
 {
@@ -42,7 +44,18 @@ void guard_report_begin(void)
 {
     if (!report_is_own) {
         report_is_own = true;
+        report_is_missing = true;
         __atomic_fetch_add(&reports_begun, 1, __ATOMIC_SEQ_CST);
+        __atomic_fetch_add(&reports_missing, 1, __ATOMIC_SEQ_CST);
+    }
+}
+
+/* Once, although a fatal handler may panic itself. */
+static void report_count_written(void)
+{
+    if (report_is_missing) {
+        report_is_missing = false;
+        __atomic_fetch_sub(&reports_missing, 1, __ATOMIC_SEQ_CST);
     }
 }
 
@@ -50,6 +63,7 @@ void guard_report_give_up(void)
 {
     if (report_is_own) {
         report_is_own = false;
+        report_count_written();
         __atomic_fetch_sub(&reports_begun, 1, __ATOMIC_SEQ_CST);
     }
 }
@@ -59,7 +73,7 @@ void guard_report_forget(void)
 {
     pthread_mutex_init(&report_lock, NULL);
     reports_begun = report_is_own ? 1 : 0;
-    reports_due = 0;
+    reports_missing = report_is_missing ? 1 : 0;
 }
 
 /* Waits until no more than `most` are counted, or the time is over. */
@@ -148,10 +162,9 @@ void guard_report_uncaught(const guard_error *error)
     report_text report;
     guard_trace trace;
     guard_report_begin();
-    __atomic_fetch_add(&reports_due, 1, __ATOMIC_SEQ_CST);
     if (guard_trace_of(error, &trace) == 0 && guard_trace_every >= 0) {
-        guard_trace_here(
-            &trace); /* caught on the way here, as by guard_exit_thread; its own stack is better than none */
+        /* Caught on the way here, as by guard_exit_thread: its own stack is better than none. */
+        guard_trace_here(&trace);
     }
     bool is_mine = guard_lock_within(&report_lock, TURN_MS);
     report_fill(&report, error, &trace);
@@ -160,8 +173,8 @@ void guard_report_uncaught(const guard_error *error)
     if (is_mine) {
         pthread_mutex_unlock(&report_lock);
     }
-    __atomic_fetch_sub(&reports_due, 1, __ATOMIC_SEQ_CST);
-    report_wait(&reports_due, 0, TURN_MS);
+    report_count_written();
+    report_wait(&reports_missing, 0, TURN_MS);
     if (guard_at_death != NULL) {
         guard_at_death();
     }
