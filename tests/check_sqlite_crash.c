@@ -169,8 +169,8 @@ static unsigned seed_of(const course *run, unsigned i)
 static void power_cut(void *arg)
 {
     course *run = arg;
-    if (run->place > 0 && (!crash_vfs_was_hit() || (crash_vfs_count() + run->place) % 4 != 0)) {
-        return; /* a quarter of them: with so many places of the fault each has its turn */
+    if (run->place > 0 && (!crash_vfs_was_hit() || (crash_vfs_count() + run->place) % 8 != 0)) {
+        return; /* one in eight: with so many places of the fault each has its turn */
     }
     unsigned first = run->place > 0 ? (unsigned)run->place % 4 : 0;
     for (unsigned i = 0; i < run->c->seeds; i++) {
