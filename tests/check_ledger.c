@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /* guard-ledger as its clients see it, on SQLite; compiled with LEDGER_ON_PQ, on PostgreSQL. */
 #include <curl/curl.h>
+#include <ifaddrs.h>
 #include <inttypes.h>
+#include <net/if.h>
+#include <netdb.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -240,6 +244,43 @@ START_TEST(chaos_is_refused_where_it_is_not_switched_on)
     ck_assert_int_eq(ledger_transfer(&ledger, 1, 2, 500, NULL, "debit").status, 403);
     ck_assert_int_eq(ledger_metric(&ledger, "ledger_panics_total"), 0);
     ck_assert_int_eq(ledger_expect_sound(&ledger), 0);
+}
+END_TEST
+
+/* An address of this machine that is not a loopback one; 0 where it has none. */
+static int find_address(char *text, size_t size)
+{
+    struct ifaddrs *all = NULL;
+    int found = 0;
+    ck_assert_int_eq(getifaddrs(&all), 0);
+    for (const struct ifaddrs *at = all; at != NULL && !found; at = at->ifa_next) {
+        found = at->ifa_addr != NULL && at->ifa_addr->sa_family == AF_INET && !(at->ifa_flags & IFF_LOOPBACK) &&
+                getnameinfo(at->ifa_addr, sizeof(struct sockaddr_in), text, (socklen_t)size, NULL, 0, NI_NUMERICHOST) ==
+                    0;
+    }
+    freeifaddrs(all);
+    return found;
+}
+
+START_TEST(chaos_is_refused_to_requests_from_elsewhere)
+{
+    char address[16];
+    if (!find_address(address, sizeof address)) {
+        puts("# this machine has a loopback address only");
+        return;
+    }
+    ledger_process ledger = ledger_start((const char *const[]){"--listen", "0.0.0.0", NULL});
+    const char *port = strrchr(ledger.address, ':');
+    ledger_process here = ledger;
+    ledger_process there = ledger;
+    snprintf(here.address, sizeof here.address, "http://127.0.0.1%s", port);
+    snprintf(there.address, sizeof there.address, "http://%s%s", address, port);
+    ck_assert_int_eq(ledger_transfer(&there, 1, 2, 500, NULL, "debit").status, 403);
+    ck_assert_ptr_nonnull(strstr(ledger_ask(&there, "GET", "/status", NULL, NULL, NULL).text, "\"chaos\":[]"));
+    ck_assert_int_eq(ledger_transfer(&there, 1, 2, 500, NULL, NULL).status, 201);
+    ck_assert_int_eq(ledger_transfer(&here, 1, 2, 500, NULL, "debit").status, 500);
+    ck_assert_int_eq(ledger_expect_sound(&here), 1);
+    ck_assert_int_eq(ledger_stop(&ledger, SIGTERM), 0);
 }
 END_TEST
 
@@ -616,6 +657,7 @@ int main(void)
         chaos_is_refused_where_it_is_not_switched_on,
         a_line_of_the_log_has_what_was_rolled_back_and_by_whom,
         a_log_that_was_moved_is_opened_anew_at_sighup,
+        chaos_is_refused_to_requests_from_elsewhere,
         a_full_disk_under_the_log_loses_lines_only,
         a_storm_is_counted_and_not_written,
         every_page_answers,
