@@ -146,6 +146,76 @@ START_TEST(rows_that_satisfy_each_other_at_commit_are_loaded_and_orphans_among_t
 }
 END_TEST
 
+/* Rows 3 and 4 need each other and are duplicates of each other late; nothing is wrong with the others. */
+START_TEST(an_error_that_only_rows_together_have_costs_no_good_row)
+{
+    make_table("CREATE TABLE t(a int PRIMARY KEY, up int REFERENCES t DEFERRABLE INITIALLY DEFERRED, k int UNIQUE "
+               "DEFERRABLE INITIALLY DEFERRED)");
+    write_file("f.csv", "a,up,k\n1,2,1\n2,1,2\n3,4,9\n4,3,9\n5,6,5\n6,5,6\n7,99,7\n");
+    load_expect(load_run(DB "--into t f.csv"), 3);
+    ck_assert_int_eq(server_number("SELECT sum(a) FROM t"), 1 + 2 + 5 + 6);
+    ck_assert_int_eq(server_number("SELECT sum(line) FROM guard_load_reject"), 4 + 5 + 8);
+}
+END_TEST
+
+/* Each document's sum must be 0 at the end, and the error's text has the sum. */
+START_TEST(a_late_check_over_several_rows_rejects_only_those_of_what_is_wrong)
+{
+    make_table(
+        "CREATE TABLE t(a int PRIMARY KEY, doc int, amount int);"
+        "CREATE OR REPLACE FUNCTION balanced() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE s int; BEGIN "
+        "SELECT sum(amount) INTO s FROM t WHERE doc = NEW.doc; IF s <> 0 THEN RAISE EXCEPTION "
+        "'document % has %', NEW.doc, s; END IF; RETURN NULL; END $$;"
+        "CREATE CONSTRAINT TRIGGER balanced AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE "
+        "FUNCTION balanced()");
+    write_file("f.csv", "a,doc,amount\n1,1,5\n2,7,150\n3,2,8\n4,1,-5\n5,7,-100\n6,2,-3\n7,2,-5\n8,7,3\n9,3,0\n");
+    load_expect(load_run(DB "--into t f.csv"), 3);
+    ck_assert_int_eq(server_number("SELECT sum(a) FROM t"), 1 + 3 + 4 + 6 + 7 + 9);
+    ck_assert_int_eq(server_number("SELECT sum(line) FROM guard_load_reject"), 3 + 6 + 9);
+}
+END_TEST
+
+/* The first is an orphan and has the key of the second, which the third needs and which needs the third. */
+START_TEST(a_bad_row_does_not_keep_out_a_good_one_that_it_conflicts_with)
+{
+    make_table("CREATE TABLE t(a int PRIMARY KEY, up int REFERENCES t DEFERRABLE INITIALLY DEFERRED)");
+    write_file("f.csv", "a,up\n1,99\n1,2\n2,1\n");
+    load_expect(load_run(DB "--into t f.csv"), 3);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t WHERE (a, up) IN ((1, 2), (2, 1))"), 2);
+    ck_assert_int_eq(server_number("SELECT sum(line) FROM guard_load_reject"), 2);
+}
+END_TEST
+
+/* Bad and good ones of every shape that a key can have; the server is asked for them all at once. */
+START_TEST(foreign_keys_of_several_columns_and_odd_texts_are_told_apart)
+{
+    make_table(
+        "CREATE TABLE parent(p text, q int, PRIMARY KEY (p, q)); INSERT INTO parent SELECT v, 1 FROM "
+        "unnest(ARRAY['plain', E'tab\\t', E'back\\\\slash', 'quo\"te', 'comma,{}', E'line\\nend', 'NULL', '']) v;"
+        "CREATE TABLE t(a int, \"P p\" text, q int, FOREIGN KEY (\"P p\", q) REFERENCES parent)");
+    static const char *const keys[] = {"plain",        "tab\t",         "back\\slash", "\"quo\"\"te\"",
+                                       "\"comma,{}\"", "\"line\nend\"", "NULL",        "\"\""};
+    FILE *file = fopen("f.csv", "w");
+    fputs("a,\"P p\",q\n", file);
+    for (int i = 0; i < 800; i++) {
+        if (i % 20 == 7) {
+            fprintf(file, "%d,%s,2\n", i, keys[i / 20 % 8]);
+        } else if (i % 20 == 9) {
+            fprintf(file, "%d,x%d,1\n", i, i);
+        } else if (i % 20 == 11) {
+            fprintf(file, "%d,,%d\n", i, i);
+        } else {
+            fprintf(file, "%d,%s,1\n", i, keys[i % 8]);
+        }
+    }
+    fclose(file);
+    load_expect(load_run(DB "--into t f.csv"), 3);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t"), 720);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t WHERE a % 20 IN (7, 9)"), 0);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_load_reject WHERE code = 'foreign_key'"), 80);
+}
+END_TEST
+
 START_TEST(many_bad_rows_are_affordable)
 {
     make_table("CREATE TABLE parent(p int PRIMARY KEY); INSERT INTO parent VALUES (0);"
@@ -420,10 +490,7 @@ START_TEST(a_commit_whose_answer_is_lost_is_found_by_its_chunk_and_not_repeated)
     server_wait("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'guard-load' AND wait_event_type = "
                 "'Lock'",
                 1);
-    /* From here on a COMMIT waits for a standby that there is not. */
-    server_run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
-    server_run("SELECT pg_reload_conf()");
-    server_wait("SELECT (current_setting('synchronous_standby_names') = 'nobody')::int", 1);
+    server_wait_for_nobody();
     PQfinish(other);
     server_wait(
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'guard-load' AND wait_event = 'SyncRep'", 1);
@@ -496,6 +563,10 @@ int main(void)
         rows_that_name_another_row_in_their_own_text_cost_that_row_nothing,
         a_row_that_a_trigger_ignores_or_refuses_is_rejected,
         rows_that_satisfy_each_other_at_commit_are_loaded_and_orphans_among_them_rejected,
+        an_error_that_only_rows_together_have_costs_no_good_row,
+        a_late_check_over_several_rows_rejects_only_those_of_what_is_wrong,
+        a_bad_row_does_not_keep_out_a_good_one_that_it_conflicts_with,
+        foreign_keys_of_several_columns_and_odd_texts_are_told_apart,
         many_bad_rows_are_affordable,
         a_complete_file_is_not_loaded_again_unless_it_is_asked_for,
         new_content_under_an_unfinished_name_is_refused_until_it_is_forgotten,

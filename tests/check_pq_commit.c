@@ -496,33 +496,6 @@ END_TEST
 
 /* ------------------------------------------------------------------------------------------------------ 34 */
 
-/* Commits once; 1 if the commit waits for the standby, and then it is ended. */
-static int a_commit_hangs(void)
-{
-    PGconn *conn = server_connect("");
-    char waiting[120], end[80];
-    int hangs = 0;
-    snprintf(waiting, sizeof(waiting),
-             "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND pid = %d", server_pid(conn));
-    snprintf(end, sizeof(end), "SELECT pg_terminate_backend(%d, 60000)::int", server_pid(conn));
-    ck_assert(PQsendQuery(conn, "SELECT pg_logical_emit_message(true, 'test', 'a record to commit')"));
-    while (PQconsumeInput(conn) && PQisBusy(conn) && !hangs) {
-        hangs = server_number(waiting) == 1;
-    }
-    ck_assert_int_eq(server_number(end), 1);
-    PQfinish(conn);
-    return hangs;
-}
-
-/* A commit waits from when the checkpointer has read the setting, which only a commit can tell. */
-static void wait_for_nobody(void)
-{
-    server_run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
-    server_run("SELECT pg_reload_conf()");
-    while (!a_commit_hangs()) {
-    }
-}
-
 static void wait_for_no_one_any_more(void)
 {
     server_run("ALTER SYSTEM RESET synchronous_standby_names");
@@ -562,7 +535,7 @@ static void commit_that_hangs(work *w, void (*what)(work *))
     meanwhile m;
     guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW};
     server_reset();
-    wait_for_nobody();
+    server_wait_for_nobody();
     w->pq = guard_pq_open(s, "", NULL);
     begin_meanwhile(&m, w, what);
     guard_pq_transact(w->pq, write_row, w, &options, &w->result);
@@ -633,7 +606,7 @@ START_TEST(a_commit_that_is_not_answered_in_time_is_resolved_when_its_transactio
     work w = {.id = 1};
     guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW, .commit_ms = 200, .resolve_ms = 200};
     server_reset();
-    wait_for_nobody();
+    server_wait_for_nobody();
     w.pq = guard_pq_open(s, "", NULL);
     ck_assert_int_eq(guard_pq_transact(w.pq, write_row, &w, &options, &w.result), GUARD_IN_DOUBT);
     wait_for_no_one_any_more();

@@ -164,3 +164,30 @@ void server_signal(int pid, int number)
 {
     ck_assert_msg(kill(pid, number) == 0, "signal %d to %d", number, pid);
 }
+
+/* Commits once; 1 if the commit waits for the standby, and then it is ended. */
+static int a_commit_hangs(void)
+{
+    PGconn *conn = server_connect("");
+    char waiting[120], end[80];
+    int hangs = 0;
+    snprintf(waiting, sizeof(waiting),
+             "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND pid = %d", server_pid(conn));
+    snprintf(end, sizeof(end), "SELECT pg_terminate_backend(%d, 60000)::int", server_pid(conn));
+    ck_assert(PQsendQuery(conn, "SELECT pg_logical_emit_message(true, 'test', 'a record to commit')"));
+    while (PQconsumeInput(conn) && PQisBusy(conn) && !hangs) {
+        hangs = server_number(waiting) == 1;
+    }
+    ck_assert_int_eq(server_number(end), 1);
+    PQfinish(conn);
+    return hangs;
+}
+
+/* A commit waits from when the checkpointer has read the setting, which only a commit can tell. */
+void server_wait_for_nobody(void)
+{
+    server_run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    server_run("SELECT pg_reload_conf()");
+    while (!a_commit_hangs()) {
+    }
+}

@@ -44,6 +44,9 @@ int server_pid(PGconn *conn);
 int64_t server_life(void);
 void server_wait_recovered(int64_t life);
 
+/* From here on a COMMIT waits for a standby that there is not, until synchronous_standby_names is set otherwise. */
+void server_wait_for_nobody(void);
+
 /* The server's first process. */
 int server_postmaster(void);
 

@@ -21,7 +21,7 @@
 #define STATEMENT_MS 600000
 /* Reruns after deadlocks are begun no later than this. */
 #define RERUN_MS 120000
-#define FIRST_FOR 0.1 /* seconds */
+#define FIRST_TRIES 4
 #define BACKOFF_LEAST_MS 20
 #define BACKOFF_MOST_MS 1000
 
@@ -79,11 +79,22 @@ static void reconnect(pq_link *link, double deadline)
     }
 }
 
-/* A wrong address or password is told at once; a connection that is killed while it is made is not taken for that. */
+/*
+ * A wrong address or password is told soon; a connection that is killed while it is made is not taken for that. libpq says only in words
+ * which it was, in the server's language, so it is tried a few times, however long each took.
+ */
 pq_link *pq_link_open(guard_scope *scope, const char *conninfo, double retry_for)
 {
     pq_link *link = make_link(scope, conninfo, retry_for);
-    reconnect(link, clock_seconds() + FIRST_FOR);
+    guard_error error;
+    long pause = BACKOFF_LEAST_MS;
+    for (int tries = 1; guard_run(connect_again, link, &error) != 0; tries++, pause *= 2) {
+        if (tries == FIRST_TRIES) {
+            guard_panic_error(&error);
+        }
+        stop_check();
+        pause_ms(pause);
+    }
     return link;
 }
 

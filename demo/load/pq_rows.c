@@ -24,7 +24,7 @@ void pq_reject_add(pq_worker *w, load_position at, const char *code, const char 
 static void make_room(pq_worker *w, size_t size)
 {
     pq_chunk *chunk = &w->chunk;
-    if (chunk->text_room - chunk->text_size < size) {
+    if (chunk->text_room - chunk->text_size <= size) { /* and a NUL */
         chunk->text_room = chunk->text_room * 2 + size;
         chunk->text = guard_memory_resize(w->scope, chunk->text, chunk->text_room, &chunk->text_ticket);
     }

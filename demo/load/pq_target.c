@@ -41,6 +41,47 @@ static void read_columns(guard_scope *scope, load_target *target, guard_pq *pq)
     }
 }
 
+/* The server writes the questions: with its own names, types and quoting. */
+static void read_keys(guard_scope *scope, load_target *target, guard_pq *pq)
+{
+    static const char sql[] =
+        "SELECT format('SELECT n FROM unnest(%s) WITH ORDINALITY AS f(%s, n) WHERE %s AND NOT EXISTS (SELECT FROM %s p "
+        "WHERE %s)', string_agg(format('$%s::text[]', i), ', ' ORDER BY i), string_agg(format('c%s', i), ', ' ORDER BY "
+        "i), "
+        "string_agg(format('c%s IS NOT NULL', i), ' AND ' ORDER BY i), k.confrelid::regclass, "
+        "string_agg(format('p.%I = f.c%s::%s', r.attname, i, format_type(c.atttypid, c.atttypmod)), ' AND ' ORDER BY "
+        "i)), "
+        "k.oid FROM pg_constraint k CROSS JOIN LATERAL unnest(k.conkey, "
+        "k.confkey) WITH ORDINALITY AS u(con, ref, i) JOIN pg_attribute c ON c.attrelid = k.conrelid AND c.attnum = "
+        "con "
+        "JOIN pg_attribute r ON r.attrelid = k.confrelid AND r.attnum = ref WHERE k.conrelid = $1::oid AND k.contype = "
+        "'f' AND NOT k.condeferred AND k.confrelid <> k.conrelid AND k.confmatchtype = 's' GROUP BY k.oid, k.confrelid";
+    GUARD_AUTO(s);
+    PGresult *rows = pq_query(s, pq, sql, 1, &target->oid);
+    target->key_count = (size_t)PQntuples(rows);
+    target->keys = guard_memory_allocate_array(scope, target->key_count + 1, sizeof *target->keys, NULL);
+    for (size_t i = 0; i < target->key_count; i++) {
+        pq_foreign_key *key = &target->keys[i];
+        const char *oid = PQgetvalue(rows, (int)i, 1);
+        PGresult *columns = pq_query(s, pq,
+                                     "SELECT c.attname FROM pg_constraint k CROSS JOIN LATERAL unnest(k.conkey) WITH "
+                                     "ORDINALITY AS u(con, i) JOIN pg_attribute c ON c.attrelid = k.conrelid AND "
+                                     "c.attnum = con WHERE k.oid = $1::oid ORDER BY i",
+                                     1, &oid);
+        key->sql = guard_memory_copy(scope, PQgetvalue(rows, (int)i, 0), NULL);
+        key->column_count = (size_t)PQntuples(columns);
+        key->columns = guard_memory_allocate_array(scope, key->column_count, sizeof *key->columns, NULL);
+        for (size_t c = 0; c < key->column_count; c++) {
+            key->columns[c] = PLAN_SKIP - 1; /* a generated one: no field has it */
+            for (size_t all = 0; all < target->column_count; all++) {
+                if (strcmp(target->columns[all].name, PQgetvalue(columns, (int)c, 0)) == 0) {
+                    key->columns[c] = all;
+                }
+            }
+        }
+    }
+}
+
 /* The name as it stands, else as SQL: in another case, with a schema. */
 static void find_table(guard_tx *tx, void *arg)
 {
@@ -71,6 +112,7 @@ static void find_table(guard_tx *tx, void *arg)
                                          identifier(s, target, target->relation));
     target->refers_to_itself = strcmp(PQgetvalue(row, 0, 4), "t") == 0;
     read_columns(search->scope, target, pq);
+    read_keys(search->scope, target, pq);
 }
 
 static int has_table(guard_scope *scope, load_target *target)

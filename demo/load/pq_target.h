@@ -7,6 +7,7 @@
  *     pq_record.c    the loader's own three tables
  *     pq_rows.c      a chunk's rows, as COPY takes them
  *     pq_copy.c      rows into the table, and which of them it refuses
+ *     pq_accuse.c    the rows whose foreign keys lead nowhere, by one question
  *     pq_deferred.c  the same where a constraint is checked late
  *     pq_worker.c    chunks cut, claimed and committed, by one worker or several
  */
@@ -64,6 +65,14 @@ typedef struct pq_rejects {
     size_t room;
 } pq_rejects;
 
+/* A foreign key that is checked at once, into another table. */
+typedef struct pq_foreign_key {
+    const char
+        *sql; /* the rows whose keys are not there: an array for each column in, the numbers of rows out, from 1 */
+    size_t *columns; /* of the table */
+    size_t column_count;
+} pq_foreign_key;
+
 struct load_target {
     const load_options *options;
     pq_link *link;
@@ -74,6 +83,8 @@ struct load_target {
     load_column *columns;
     size_t column_count;
     int refers_to_itself;
+    pq_foreign_key *keys;
+    size_t key_count;
 
     /* For the file that is being loaded. */
     const char *copy;
@@ -162,22 +173,29 @@ void pq_copy_rows(pq_worker *worker, guard_tx *tx);
 /* The same where rows are checked late. */
 void pq_deferred_rows(pq_worker *worker, guard_tx *tx);
 
-/* One try to put rows `from` up to `to` into the table. */
+/* One try to put rows `from` up to `to` of an order of rows into the table. */
 typedef struct pq_try {
     pq_worker *worker;
+    const size_t *order;
     size_t from;
     size_t to;
     int check;    /* also the constraints that are checked late */
     int checking; /* it failed there */
-    size_t hint;  /* the row that the server named; `to` for none */
+    size_t hint;  /* the one that the server named, in the order; `to` for none */
     guard_result result;
 } pq_try;
 
 /* 1, or 0 with nothing done. Panics where it is not a row's fault. */
 int pq_copy_try(pq_try *attempt, guard_tx *tx);
 
-/* Rows without a savepoint of their own. */
-void pq_copy_put(pq_worker *worker, size_t from, size_t to);
+/* The order of the file. */
+size_t *pq_copy_order(guard_scope *scope, const pq_worker *worker);
+
+/*
+ * Sorts order[from] up to order[to]: those whose foreign keys are there, then those whose keys are not. Returns how many the latter
+ * are. It is a hint: a trigger may change keys.
+ */
+size_t pq_accuse(pq_worker *worker, guard_tx *tx, size_t *order, size_t from, size_t to);
 
 /* Checks the constraints that are checked late. */
 void pq_copy_check(pq_worker *worker);
