@@ -181,6 +181,7 @@ START_TEST(a_breaker_refuses_transfers_while_the_connection_is_lost_each_time)
         ck_assert_int_ge(ledger_transfer(&ledger, 1, 2, 500, NULL, "kill").status, 500);
     }
     ck_assert_int_eq(ledger_metric(&ledger, "guard_breaker_state{breaker=\"database\",state=\"open\"}"), 1);
+    ck_assert(ledger_log_gets("breaker database is open"));
     int64_t panics = ledger_metric(&ledger, "ledger_panics_total");
     ledger_answer refused = ledger_transfer(&ledger, 1, 2, 500, NULL, NULL);
     ck_assert_msg(refused.status == 503, "%d %s", refused.status, refused.text);

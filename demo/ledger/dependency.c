@@ -4,6 +4,7 @@
 #include <guard/tx.h>
 
 #include "json.h"
+#include "log.h"
 
 /* Half of five calls within 10 s open it, for 3 s: so few that it can be seen by hand. */
 enum { CALLS = 5, OPEN_MS = 3000 };
@@ -22,7 +23,7 @@ static guard_verdict judge_database(const guard_error *error)
 
 void dependency_open(guard_scope *scope)
 {
-    guard_breaker_options options = {.calls = CALLS, .open_ms = OPEN_MS, .judge = judge_database};
+    guard_breaker_options options = {.calls = CALLS, .open_ms = OPEN_MS, .judge = judge_database, .log = log_get()};
     breakers[DEPENDENCY_DATABASE] = guard_breaker_open(scope, names[DEPENDENCY_DATABASE], &options);
     options.judge = NULL;
     breakers[DEPENDENCY_RECEIPTS] = guard_breaker_open(scope, names[DEPENDENCY_RECEIPTS], &options);
