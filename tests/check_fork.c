@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <semaphore.h>
 #include <signal.h>
+#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -458,6 +459,46 @@ START_TEST(a_child_is_cancelled_by_its_own_signal_and_not_by_the_parents)
 END_TEST
 #endif
 
+static void spawn(void)
+{
+    char *const words[] = {(char *)(uintptr_t) "true", NULL};
+    pid_t pid;
+    int status;
+    ck_assert_int_eq(posix_spawnp(&pid, "true", NULL, NULL, words, environ), 0);
+    ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+    ck_assert_int_eq(status, 0);
+}
+
+static void exec_in_a_vfork(void)
+{
+#ifndef WITH_TSAN /* it makes a fork of it */
+    int status;
+    pid_t pid = vfork();
+    if (pid == 0) {
+        execlp("true", "true", (char *)NULL);
+        _exit(127);
+    }
+    ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+    ck_assert_int_eq(status, 0);
+#endif
+}
+
+START_TEST(posix_spawn_and_vfork_run_no_rule)
+{
+    events_open();
+    {
+        GUARD_AUTO(s);
+        guard_defer_kind(s, &kind, (void *)"kind");
+        guard_defer_kind(s, &connection, (void *)"connection");
+        spawn();
+        exec_in_a_vfork();
+        events_expect("");
+        ck_assert_uint_eq(guard_fork_count(), 0);
+    }
+    events_expect("release connection,release kind");
+}
+END_TEST
+
 /* ----------------------------------------------------------------------------------------------- exit -- */
 
 static void exit_inside(void *arg)
@@ -586,6 +627,7 @@ int main(void)
 #ifndef WITH_TSAN
         a_child_is_cancelled_by_its_own_signal_and_not_by_the_parents,
 #endif
+        posix_spawn_and_vfork_run_no_rule,
         exit_runs_nothing_unless_asked,
         exit_runs_the_threads_scopes_once_and_a_second_exit_inside_does_not_loop,
         a_panic_at_exit_is_fatal_after_the_rest_has_run,
