@@ -51,9 +51,11 @@
  *
  *   BUSY          another connection reads or writes: COMMIT is retried until commit_ms, then it is rolled back.
  *   787 and other deferred constraints: the transaction stays OPEN and can be mended; leaving the scope rolls back.
- *   Statements that write and were not read to their end (INSERT ... RETURNING) are reset: their rows are in, and the next step
- *                 of such a statement is its end. Writable blobs are closed. Not in a function that such a statement calls, where COMMIT fails (SQLITE_BUSY). A SELECT that is
- *                 not at its end does not hinder; it keeps its snapshot, and the result has GUARD_NOTE_READER_LEFT_OPEN.
+ *   Statements that write and were not read to their end (INSERT ... RETURNING) are reset: their rows are in, and the next
+ *                 step of such a statement is its end. Writable blobs are closed. In a function that such a statement
+ *                 calls, COMMIT fails instead (SQLITE_BUSY) and rolls back.
+ *   A SELECT      that is not at its end does not hinder; it keeps its snapshot, and the result has
+ *                 GUARD_NOTE_READER_LEFT_OPEN.
  *   I/O error     the answer is lost: in WAL mode the commit may be in the file, and a crash would revive it. The outcome is
  *                 IN_DOUBT. With a marker or a probe it is resolved within resolve_ms, or later by guard_sqlite_resolve: it writes
  *                 a fence over the doubtful frames, and what the marker said then is the truth for good.
@@ -110,8 +112,9 @@ typedef struct guard_sqlite_backup guard_sqlite_backup;
 #define GUARD_SQLITE_PERSIST 4
 
 /* guard_sqlite_options.synchronous; what COMMITTED promises after a power cut (https://sqlite.org/pragma.html#pragma_synchronous) */
-#define GUARD_SQLITE_SYNC_FULL 0 /* it is on the disk: SQLite's EXTRA, since after its FULL a deleted journal may come back */
-#define GUARD_SQLITE_SYNC_EXTRA 1 /* the same */
+/* FULL: it is on the disk. SQLite's EXTRA, since after its FULL a deleted journal may come back. EXTRA is the same. */
+#define GUARD_SQLITE_SYNC_FULL 0
+#define GUARD_SQLITE_SYNC_EXTRA 1
 #define GUARD_SQLITE_SYNC_NORMAL 2 /* WAL: the last commits may be lost together; never half */
 #define GUARD_SQLITE_SYNC_OFF 3    /* nothing */
 
