@@ -16,7 +16,7 @@
  *     guard_log_write(log, GUARD_LOG_NOTICE, "listening on port %d", port);
  *     guard_log_error(log, GUARD_LOG_WARNING, &error);      // what a border of one's own has returned
  *
- *   Where a log is given no sink, its lines go to standard error. guard/README.md has a table of the fields of a line.
+ *   Where a log is given no sink, its lines go to standard error. guard/SERVICE.md has a table of the fields of a line.
  *
  * WHO WAITS
  *

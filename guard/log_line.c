@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * log_line.c: a line of the log, whose fields README.md describes. The most important come first: what does not fit is left out from the end,
+ * log_line.c: a line of the log, whose fields SERVICE.md describes. The most important come first: what does not fit is left out from the end,
  * and then the line says "cut". Nothing here allocates, locks or waits, for a thread that panicked runs it, and what tells the counts also
  * the handler of a fatal signal.
  */
