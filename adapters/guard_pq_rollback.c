@@ -3,6 +3,7 @@
  * guard_pq_rollback.c: taking a transaction back, in bounded time, whatever is in flight.
  *
  *     anything --quiesce--> at rest, in a transaction --ROLLBACK, agreed--> idle
+ *        |                  \-at rest, in none: what was in flight has ended it, and its answer says how
  *        \---deadline, or dead---> socket shut: the server rolls back when it sees that. COMMIT was not sent, so that is certain.
  */
 #include "guard_pq_internal.h"
@@ -70,28 +71,37 @@ static void remember_retry(guard_pq *pq)
                   guard_pq_is_retryable(pq->t.error.sqlstate);
 }
 
-guard_outcome guard_pq_rollback(void *connection, guard_result *result)
+/* What is in flight may end the transaction before it can be cancelled, so its answer counts before anything is sent. */
+static guard_outcome rollback(guard_pq *pq, guard_result *result)
 {
-    guard_pq *pq = connection;
-    guard_pq_call call;
     guard_error error;
-    memset(&error, 0, sizeof(error));
-    if (guard_pq_status(pq) == GUARD_TX_IDLE) {
+    guard_pq_deadline deadline = guard_pq_in(pq->t.rollback_ms);
+    int at_rest = guard_pq_quiesce(pq, deadline);
+    if (at_rest && guard_pq_status(pq) == GUARD_TX_IDLE) {
         return guard_pq_told_elsewhere(pq, result);
     }
-    remember_retry(pq);
-    if (guard_pq_status(pq) == GUARD_TX_LOST && pq->t.may_be_over) {
-        guard_pq_call_begin(pq, &call);
-        guard_outcome outcome = guard_pq_lost_elsewhere(pq, result);
-        guard_pq_call_end(pq, &call);
-        return outcome;
+    if (!at_rest && (pq->t.over || pq->t.may_be_over)) {
+        guard_pq_cut(pq);
+        return pq->t.over ? guard_pq_told_elsewhere(pq, result) : guard_pq_lost_elsewhere(pq, result);
     }
-    guard_pq_call_begin(pq, &call);
-    int done = guard_pq_roll_back(pq, "ROLLBACK", guard_pq_in(pq->t.rollback_ms), &error);
-    guard_pq_call_end(pq, &call);
-    if (!done) {
+    remember_retry(pq);
+    memset(&error, 0, sizeof(error));
+    if (!guard_pq_roll_back(pq, "ROLLBACK", deadline, &error)) {
         result->error = error;
         result->has_error = 1;
     }
     return GUARD_ROLLED_BACK;
+}
+
+guard_outcome guard_pq_rollback(void *connection, guard_result *result)
+{
+    guard_pq *pq = connection;
+    guard_pq_call call;
+    if (guard_pq_status(pq) == GUARD_TX_IDLE) {
+        return guard_pq_told_elsewhere(pq, result);
+    }
+    guard_pq_call_begin(pq, &call);
+    guard_outcome outcome = rollback(pq, result);
+    guard_pq_call_end(pq, &call);
+    return outcome;
 }

@@ -395,6 +395,29 @@ START_TEST(a_commit_sent_as_sql_is_told_as_ended_elsewhere_and_later_statements_
 }
 END_TEST
 
+/* A COMMIT that is in flight when the body fails: whatever the server made of it is what is told. */
+static void send_a_commit_and_panic(guard_tx *tx, void *arg)
+{
+    insert(guard_pq_of(tx), 1);
+    ck_assert_int_eq(PQsendQuery(guard_pq_raw(guard_pq_of(tx)), arg), 1);
+    guard_panic(9, "and gone");
+}
+
+START_TEST(a_commit_in_flight_when_the_body_fails_is_told_as_it_ended)
+{
+    static char *const sent[] = {"COMMIT", "SELECT pg_sleep(0.3); COMMIT", "COMMIT AND CHAIN", "ROLLBACK"};
+    for (size_t i = 0; i < sizeof sent / sizeof *sent; i++) {
+        GUARD_AUTO(s);
+        guard_result result;
+        guard_pq *pq = open_pq(s);
+        guard_outcome outcome = guard_pq_transact(pq, send_a_commit_and_panic, sent[i], NULL, &result);
+        int64_t rows = server_rows(1);
+        ck_assert_msg(outcome == (rows == 1 ? GUARD_COMMITTED : GUARD_ROLLED_BACK), "%s: %s, and %d rows", sent[i],
+                      guard_outcome_name(outcome), (int)rows);
+    }
+}
+END_TEST
+
 /* ------------------------------------------------------------------------------------------------------ 29 */
 
 static void break_a_deferred_constraint(guard_tx *tx, void *arg)
@@ -810,6 +833,7 @@ int main(void)
         hooks_run_in_order_after_the_commit_and_all_of_them,
         a_swallowed_error_and_then_commit_is_rolled_back_with_that_errors_sqlstate,
         a_commit_sent_as_sql_is_told_as_ended_elsewhere_and_later_statements_are_refused,
+        a_commit_in_flight_when_the_body_fails_is_told_as_it_ended,
         a_deferred_constraint_that_fails_at_commit_is_rolled_back_without_another_rollback,
         a_serialization_failure_at_commit_runs_the_whole_body_again,
         a_swallowed_serialization_failure_runs_the_whole_body_again,
