@@ -160,8 +160,9 @@ typedef struct guard_pq_options {
      */
     int32_t check_ms;
     int32_t idle_ms;
-    int32_t zero;             /* 0 */
-    const char *marker_table; /* table or schema.table, plain identifiers; NULL means public.guard_marker. Copied */
+    int32_t zero; /* 0 */
+    const char *
+        marker_table; /* table or schema.table, plain identifiers; NULL means public.guard_marker. Copied; looked up once */
     uint32_t reserved[8];
 } guard_pq_options;
 

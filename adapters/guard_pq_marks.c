@@ -122,14 +122,19 @@ int guard_pq_marks_check(guard_pq *pq, guard_error *error)
     snprintf(
         sql, sizeof(sql),
         "SELECT to_regclass('%s') IS NOT NULL, coalesce((SELECT bool_and(has_table_privilege(to_regclass('%s'), p)) "
-        "FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) p), false)",
-        pq->table, pq->table);
+        "FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) p), false), (SELECT format('%%I.%%I', nspname, relname) FROM "
+        "pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = to_regclass('%s'))",
+        pq->table, pq->table, pq->table);
     int code = guard_pq_query(pq, sql, pq->options.statement_ms, &result, error);
     if (code != 0) {
         return code;
     }
     int there = strcmp(PQgetvalue(result, 0, 0), "t") == 0;
     int usable = strcmp(PQgetvalue(result, 0, 1), "t") == 0;
+    /* By its whole name from now on: a search_path that is set later must not lead to another one than the resolver's. */
+    if (usable && strlen(PQgetvalue(result, 0, 2)) < sizeof(pq->table)) {
+        memcpy(pq->table, PQgetvalue(result, 0, 2), strlen(PQgetvalue(result, 0, 2)) + 1);
+    }
     PQclear(result);
     if (!usable) {
         guard_error_set(error, GUARD_PQ, GUARD_PQ_MARKER,

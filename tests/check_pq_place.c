@@ -173,6 +173,40 @@ START_TEST(a_marker_table_without_its_own_row_is_a_clear_panic_at_begin)
 }
 END_TEST
 
+static void insert_and_lose(guard_tx *tx, void *arg)
+{
+    lost *l = arg;
+    guard_pq_exec(NULL, guard_pq_of(tx), "INSERT INTO public.t VALUES (1)");
+    wire_proxy_mark(l->proxy, l->wire);
+    wire_proxy_cut_after(l->proxy, l->wire, WIRE_TO_CLIENT, 0, WIRE_RST | WIRE_DRAIN);
+}
+
+static void do_nothing(guard_tx *tx, void *arg)
+{
+    (void)tx;
+    (void)arg;
+}
+
+/* Two tables of that name; the resolver's connection has the search_path that the first one had. */
+START_TEST(a_search_path_that_is_set_later_does_not_part_the_marker_from_its_resolver)
+{
+    GUARD_AUTO(s);
+    server_reset();
+    server_run("DROP SCHEMA IF EXISTS app CASCADE; CREATE SCHEMA app; CREATE TABLE app.guard_marker (LIKE guard_marker "
+               "INCLUDING ALL)");
+    lost l = {.proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), main_port(), NULL)};
+    guard_pq_options options = {.marker = GUARD_PQ_MARKER_ROW, .marker_table = "guard_marker"};
+    guard_pq *pq = guard_pq_open(s, wire_proxy_conninfo(l.proxy), &options);
+    l.wire = wire_proxy_connections(l.proxy);
+    ck_assert_int_eq(guard_pq_transact(pq, do_nothing, NULL, NULL, NULL), GUARD_COMMITTED);
+    guard_pq_exec(NULL, pq, "SET search_path = app");
+    ck_assert_int_eq(guard_pq_transact(pq, insert_and_lose, &l, NULL, &l.result), GUARD_COMMITTED);
+    ck_assert(l.result.notes & GUARD_NOTE_RESOLVED);
+    ck_assert_int_eq(server_rows(1), 1);
+    wire_proxy_close(l.proxy);
+}
+END_TEST
+
 /* ---------------------------------------------------------------------------------- another database, another role -- */
 
 START_TEST(another_database_of_the_cluster_proves_nothing)
@@ -363,6 +397,7 @@ int main(void)
         a_marker_table_that_was_emptied_or_put_back_proves_no_rollback,
         a_row_that_is_there_and_what_leaves_the_table_the_same_are_believed,
         a_marker_table_without_its_own_row_is_a_clear_panic_at_begin,
+        a_search_path_that_is_set_later_does_not_part_the_marker_from_its_resolver,
         another_database_of_the_cluster_proves_nothing,
         another_cluster_proves_nothing,
         a_role_that_reads_only_by_default_is_no_obstacle,
