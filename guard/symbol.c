@@ -47,6 +47,7 @@ static bool linker_find(const void *address, guard_frame *frame)
 /* -------------------------------------------------------------------------------------------------- libdw -- */
 
 #ifdef GUARD_HAVE_LIBDW
+#include <elfutils/libdw.h>
 #include <elfutils/libdwfl.h>
 
 #define LOCK_MS 1000
@@ -94,6 +95,29 @@ static Dwfl_Module *module_of(Dwarf_Addr place)
     return module;
 }
 
+static void frame_line(guard_frame *frame, const char *file, int line)
+{
+    if (file != NULL && line > 0) {
+        guard_text_copy(frame->file, sizeof frame->file, name_end(file));
+        frame->line = (uint32_t)line;
+    }
+}
+
+/* clang writes no .debug_aranges, which dwfl_module_getsrc goes by: then each unit is asked. */
+static void find_line_by_units(Dwfl_Module *module, Dwarf_Addr place, guard_frame *frame)
+{
+    Dwarf_Addr bias;
+    Dwarf_Die *unit = dwfl_module_nextcu(module, NULL, &bias);
+    while (unit != NULL && dwarf_haspc(unit, place - bias) <= 0) {
+        unit = dwfl_module_nextcu(module, unit, &bias);
+    }
+    Dwarf_Line *line = unit != NULL ? dwarf_getsrc_die(unit, place - bias) : NULL;
+    int number = 0;
+    if (line != NULL && dwarf_lineno(line, &number) == 0) {
+        frame_line(frame, dwarf_linesrc(line, NULL, NULL), number);
+    }
+}
+
 static void libdw_find_locked(Dwarf_Addr place, guard_frame *frame)
 {
     Dwfl_Module *module = module_of(place);
@@ -106,10 +130,11 @@ static void libdw_find_locked(Dwarf_Addr place, guard_frame *frame)
     }
     Dwfl_Line *line = dwfl_module_getsrc(module, place);
     int number = 0;
-    const char *file = line != NULL ? dwfl_lineinfo(line, NULL, &number, NULL, NULL, NULL) : NULL;
-    if (file != NULL && number > 0) {
-        guard_text_copy(frame->file, sizeof frame->file, name_end(file));
-        frame->line = (uint32_t)number;
+    if (line != NULL) {
+        const char *file = dwfl_lineinfo(line, NULL, &number, NULL, NULL, NULL);
+        frame_line(frame, file, number);
+    } else {
+        find_line_by_units(module, place, frame);
     }
 }
 

@@ -8,9 +8,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <guard/guard_fault.h>
 #include <guard/guard_trace.h>
 
 #include "child.h"
+#include "faults.h"
 #include "suite.h"
 
 static child_result result;
@@ -252,7 +254,7 @@ END_TEST
 
 /* --------------------------------------------------------------------------------------- stack, and what ran -- */
 
-static __attribute__((noinline, noclone)) void deep_in_the_program(void *arg)
+static __attribute__((noinline)) void deep_in_the_program(void *arg)
 {
     guard_note("deep");
     guard_panic(3, "%s", (const char *)arg);
@@ -376,6 +378,39 @@ START_TEST(a_formatter_that_fails_is_left_out_and_does_not_loop)
     ck_assert_uint_eq(result.writes, 1);
     ck_assert_ptr_null(strstr(result.text, "no words"));
     ck_assert_ptr_null(strstr(result.text, "half"));
+}
+END_TEST
+
+/* A formatter that goes through NULL, where faults are panics. */
+static size_t tell_through_null(const void *object, char *text, size_t size)
+{
+    (void)object;
+    fault_read_null(NULL);
+    return (size_t)snprintf(text, size, "not reached");
+}
+
+static const guard_kind hollow = {.name = "hollow", .release = let_go, .describe = tell_through_null};
+
+static void panic_holding_a_hollow_thing(void *arg)
+{
+    (void)arg;
+    if (guard_faults_to_panics() != 0) {
+        _exit(3);
+    }
+    GUARD_AUTO(s);
+    guard_defer_kind(s, &hollow, NULL);
+    guard_panic(1, "over board");
+}
+
+START_TEST(a_formatter_that_faults_into_a_panic_does_not_loop_either)
+{
+    fault_run_child(panic_holding_a_hollow_thing, NULL, &result);
+    if (WIFEXITED(result.status) && WEXITSTATUS(result.status) == 3) {
+        return; /* not on this processor */
+    }
+    child_expect_abort(&result);
+    ck_assert_ptr_nonnull(strstr(result.text, "panic: over board [user 1]"));
+    ck_assert_str_eq(what_ran(), "1 defer ran: hollow that cannot be described (check_report.c)\n");
 }
 END_TEST
 
@@ -630,6 +665,7 @@ int main(void)
         there_is_no_stack_where_traces_are_switched_off,
         it_ends_with_what_ran_the_newest_first_and_where_that_was_registered,
         a_formatter_that_fails_is_left_out_and_does_not_loop,
+        a_formatter_that_faults_into_a_panic_does_not_loop_either,
         more_than_a_few_are_counted,
         what_ran_before_a_panic_was_replaced_is_in_the_list_too,
         threads_that_die_together_each_write_a_whole_report,

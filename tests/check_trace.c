@@ -12,7 +12,7 @@
 #include "child.h"
 #include "suite.h"
 
-#define FRAME __attribute__((noinline, noclone))
+#define FRAME __attribute__((noinline))
 
 static __thread volatile int steps; /* keeps a call from being the function's last, which would not return to it */
 
