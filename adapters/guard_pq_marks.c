@@ -13,8 +13,9 @@
  *   - The transaction of `kept` deleted all rows before its own. So the next DELETE begins there, which says nothing new of what is in
  *     the table but keeps it from walking over all that the session has deleted and nobody has vacuumed.
  *
- * The two statements are prepared where the connection is its server's only one (no pooler), for planning them costs more than running them. A
- * program that takes them away (DISCARD ALL, DEALLOCATE) is noticed by the tag; they are not made again.
+ * The two statements are prepared on connections of the library's own that have a server session to themselves (no pooler), for planning
+ * them costs more than running them; an adopted connection keeps nothing of ours. A program that takes them away (DISCARD ALL,
+ * DEALLOCATE) is noticed by the tag; they are not made again.
  */
 #include "guard_pq_internal.h"
 
@@ -95,7 +96,7 @@ static void prepare(guard_pq *pq)
 {
     char sql[GUARD_PQ_SQL_MAX];
     guard_error ignored;
-    if (pq->pooler != GUARD_PQ_POOLER_NONE) {
+    if (pq->adopted || pq->pooler != GUARD_PQ_POOLER_NONE) {
         return;
     }
     snprintf(sql, sizeof(sql),

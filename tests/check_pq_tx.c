@@ -283,10 +283,15 @@ START_TEST(an_adopted_connection_is_left_as_it_was)
 {
     server_reset();
     PGconn *raw = server_connect("");
+    {
+        GUARD_AUTO(s);
+        guard_pq_marker_install(guard_pq_open(s, "", NULL), NULL);
+    }
     PQsetNoticeReceiver(raw, count_notice, NULL);
     for (int i = 0; i < 3; i++) {
         GUARD_AUTO(s);
-        guard_pq *pq = guard_pq_adopt(s, raw, NULL);
+        guard_pq_options options = {.marker = GUARD_PQ_MARKER_ROW, .pooler = GUARD_PQ_POOLER_NONE};
+        guard_pq *pq = guard_pq_adopt(s, raw, &options);
         guard_pq_begin(s, pq, NULL);
         insert(pq, 1);
         guard_pq_exec(NULL, pq, "DO $$ BEGIN RAISE NOTICE 'heard'; END $$");
@@ -295,6 +300,9 @@ START_TEST(an_adopted_connection_is_left_as_it_was)
     ck_assert_int_eq(PQisnonblocking(raw), 0);
     ck_assert_int_eq(PQtransactionStatus(raw), PQTRANS_IDLE);
     PGresult *result = PQexec(raw, "SELECT count(*) FROM t");
+    ck_assert_str_eq(PQgetvalue(result, 0, 0), "0");
+    PQclear(result);
+    result = PQexec(raw, "SELECT count(*) FROM pg_prepared_statements");
     ck_assert_str_eq(PQgetvalue(result, 0, 0), "0");
     PQclear(result);
     PQfinish(raw);
