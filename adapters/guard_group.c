@@ -22,6 +22,7 @@
 #include <guard/guard_dump.h>
 #include <guard/guard_group.h>
 #include <guard/guard_process.h>
+#include <guard/guard_trace.h>
 
 typedef struct group_member {
     struct group_member *next;
@@ -46,6 +47,7 @@ struct guard_group {
     int64_t since;  /* guard_dump_clock */
     unsigned forks; /* of the process whose members they are */
     guard_error error;
+    guard_trace trace; /* of error, for the thread that waits */
 };
 
 static int64_t clock_ms(void)
@@ -75,7 +77,7 @@ void guard_group_cancel(guard_group *group)
     pthread_mutex_unlock(&group->lock);
 }
 
-/* Under the lock. */
+/* Under the lock, in the thread that the error was caught in. */
 static void group_fail(guard_group *group, const guard_error *error)
 {
     if (group->is_cancelled && error->domain == GUARD_CANCELLED) {
@@ -85,6 +87,7 @@ static void group_fail(guard_group *group, const guard_error *error)
         guard_error_attach(&group->error, error, GUARD_ATTACHED);
     } else {
         group->error = *error;
+        guard_trace_of(error, &group->trace);
         group->has_error = true;
     }
     group_cancel(group);
@@ -249,6 +252,7 @@ static bool group_finish(guard_group *group, guard_error *error)
     bool has_error = group->has_error;
     if (has_error) {
         *error = group->error;
+        guard_trace_keep(error, &group->trace);
     }
     group->has_error = false;
     group->is_cancelled = false;
@@ -314,12 +318,12 @@ static void group_release(void *object)
     }
 }
 
-/* The members did not come along; their memory, and the lock that one may have held, stay as they are. */
 static int64_t group_since(const void *object)
 {
     return ((const guard_group *)object)->since;
 }
 
+/* In a forked child: the members did not come along; their memory, and the lock that one may have held, stay as they are. */
 static const guard_kind group_kind = {.name = "group",
                                       .release = group_release,
                                       .flags = GUARD_KIND_HEAP | GUARD_KIND_FIXED,

@@ -77,7 +77,8 @@ GUARD_API void guard_group_cancel(guard_group *group);
 /*
  * Waits until every member has ended. Returns 0 when none failed. Else raises the group's error, or where `error` is not NULL fills it and
  * returns its code: a border. When the waiting thread is cancelled or late, its own panic is raised after all have ended,
- * the group's error attached to it. After a wait the group is as new: it may be used again, and a cancel of it is forgotten.
+ * the group's error attached to it. The trace of the member's panic (guard_trace.h) is the waiting thread's then. After a wait the group is as
+ * new: it may be used again, and a cancel of it is forgotten.
  */
 GUARD_API int guard_group_wait(guard_group *group, guard_error *error);
 
