@@ -10,8 +10,8 @@
  *       ROLLED_BACK    closed, the name unlinked
  *
  * Invariants: `named` is true exactly while the directory may have the temporary name. `stream` is not NULL
- * exactly while OPEN, and the directory is open as long. While `named`, a fatal signal removes the name. The target's name is only ever touched by one rename
- * (or link) of a file that is complete and on the disk. Closing comes before the rename, because some file
+ * exactly while OPEN, and the directory is open as long. While `named`, a fatal signal removes the name. The target's name is only
+ * ever touched by one rename (or link) of a file that is complete and on the disk. Closing comes before the rename, because some file
  * systems (NFS) tell a failed write only there.
  */
 #include <errno.h>

@@ -151,7 +151,8 @@ GUARD_API guard_sqlite *guard_sqlite_adopt_at(guard_scope *scope, sqlite3 *raw, 
  * Ends the guard before its scope does: rolls back, finalises all statements (of an opened connection the raw ones too), closes blobs
  * and backups, then the connection, unless it was adopted. The pointer is invalid afterwards; statements, blobs and
  * transactions of it stay valid as handles, and using them is misuse. Panics when SQLite could not close: a raw blob or backup of
- * the program is still open or, in a database with virtual tables, a raw statement; it holds no lock then. Misuse in a function that a statement of this connection called.
+ * the program is still open or, in a database with virtual tables, a raw statement; it holds no lock then. Misuse in a function that a
+ * statement of this connection called.
  */
 GUARD_API void guard_sqlite_close(guard_sqlite *db);
 

@@ -35,13 +35,14 @@
  *
  *   GUARD_LOG_IMMEDIATE: each line is written as soon as the log's thread is awake. GUARD_LOG_BATCHED: when flush_bytes are waiting, or a
  *   line for flush_ms. GUARD_LOG_ON_PANIC: when a line of severity error or worse comes, or half of the queue is full. All of them: when the log
- *   is closed, at guard_log_flush, at exit(3), when nobody recovers a panic, and at a fatal signal where guard_fatal_signals was called; a handler of the
- *   program's calls guard_log_flush_in_signal.
+ *   is closed, at guard_log_flush, at exit(3), when nobody recovers a panic, and at a fatal signal where guard_fatal_signals was called; a
+ *   handler of the program's calls guard_log_flush_in_signal.
  *
  * PROCESSES
  *
- *   A forked child has the sinks, an empty queue and figures that begin at 0: what its parent had not written yet is its parent's. It starts a thread of its
- *   own when it enters a guard_service_call or a flush of this log; until then its lines wait. SIGKILL and _exit(2) lose what waits.
+ *   A forked child has the sinks, an empty queue and figures that begin at 0: what its parent had not written yet is its parent's. It
+ *   starts a thread of its own when it enters a guard_service_call or a flush of this log; until then its lines wait. SIGKILL and _exit(2)
+ *   lose what waits.
  *
  * THREADS
  *
@@ -158,8 +159,8 @@ GUARD_API int guard_log_flush(guard_log *log, int64_t ms);
 
 /*
  * Writes what waits in every log's queue to its descriptors and files by write(2), for the handler of a fatal signal: it is
- * async-signal-safe, and done with each log within half a second. Where the log's thread was writing, its lines may be there twice. Syslog, the journal and callbacks
- * get nothing. The process is to end after it.
+ * async-signal-safe, and done with each log within half a second. Where the log's thread was writing, its lines may be there twice.
+ * Syslog, the journal and callbacks get nothing. The process is to end after it.
  */
 GUARD_API void guard_log_flush_in_signal(void);
 
