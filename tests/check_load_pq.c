@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -344,6 +345,45 @@ START_TEST(workers_share_a_file)
 }
 END_TEST
 
+static int count_rejects(const char *name)
+{
+    int rejects = 0;
+    for (const char *at = read_file(name); (at = strstr(at, ",\"bad")) != NULL; at++) {
+        rejects++;
+    }
+    return rejects;
+}
+
+/* As on two machines: neither the name nor the folder is the same, only the content. */
+START_TEST(loaders_with_copies_of_the_file_share_it_and_the_last_to_end_knows_all_rejects)
+{
+    make_table("CREATE TABLE t(a int, b text)");
+    write_numbers("one.csv", 20000);
+    ck_assert_int_eq(mkdir("there", 0700), 0);
+    write_numbers("there/two.csv", 20000);
+    PGconn *other = server_connect("");
+    PQclear(PQexec(other, "BEGIN; LOCK TABLE t"));
+    pid_t one = load_start(DB "--into t --batch 200 --rejects one.out --json --quiet one.csv");
+    pid_t two = load_start(DB "--into t --batch 200 --rejects two.out --json --quiet there/two.csv");
+    server_wait("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'guard-load' AND wait_event_type = "
+                "'Lock'",
+                2);
+    PQfinish(other);
+    load_output a = load_wait(one);
+    load_output b = load_wait(two);
+    load_expect(a, 3);
+    load_expect(b, 3);
+    check_numbers(20000);
+    ck_assert_int_gt(load_json(a, "rows_loaded"), 0);
+    ck_assert_int_gt(load_json(b, "rows_loaded"), 0);
+    ck_assert_int_eq(load_json(a, "rows_loaded") + load_json(b, "rows_loaded"), 19800);
+    ck_assert_int_eq(load_json(a, "rows_rejected") + load_json(b, "rows_rejected"), 200);
+    int known_to_one = count_rejects("one.out");
+    int known_to_two = count_rejects("two.out");
+    ck_assert_msg(known_to_one == 200 || known_to_two == 200, "%d and %d of 200 rejects", known_to_one, known_to_two);
+}
+END_TEST
+
 START_TEST(of_duplicates_in_two_chunks_one_is_loaded_and_the_other_rejected)
 {
     make_table("CREATE TABLE t(a int PRIMARY KEY, b text)");
@@ -574,6 +614,7 @@ int main(void)
         the_schema_is_run_once_where_the_table_is_missing,
         an_empty_file_is_complete_at_once,
         workers_share_a_file,
+        loaders_with_copies_of_the_file_share_it_and_the_last_to_end_knows_all_rejects,
         of_duplicates_in_two_chunks_one_is_loaded_and_the_other_rejected,
         a_table_that_refers_to_itself_is_loaded_in_the_order_of_the_file,
         a_chunk_that_a_deadlock_took_is_loaded_again,
