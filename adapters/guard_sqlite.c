@@ -49,13 +49,9 @@ static void inherit(void *object)
     inherited = db;
 }
 
-int guard_sqlite_is_inherited(const guard_sqlite *db, const guard_place *place)
+void guard_sqlite_refuse_inherited(const guard_place *place)
 {
-    if (GUARD_IMPL_LIKELY(!db->is_inherited)) {
-        return 0;
-    }
     guard_impl_misuse(place, GUARD_MISUSE_STATE, "the connection belongs to the parent process");
-    return 1;
 }
 
 static void note_file(guard_sqlite *db)

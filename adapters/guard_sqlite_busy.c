@@ -51,12 +51,9 @@ int guard_sqlite_is_busy(int rc)
     return ((rc & 0xff) == SQLITE_BUSY && rc != SQLITE_BUSY_SNAPSHOT) || rc == SQLITE_LOCKED_SHAREDCACHE;
 }
 
-int guard_sqlite_control_waiting(guard_sqlite *db, control which, int32_t limit_ms)
+int guard_sqlite_control_again(guard_sqlite *db, control which, int rc)
 {
-    db->wait = (busy_wait){.limit_ms = limit_ms};
-    db->waiting = 1;
-    int rc = guard_sqlite_call_control(db, which);
-    while (GUARD_IMPL_UNLIKELY(guard_sqlite_is_busy(rc))) {
+    while (guard_sqlite_is_busy(rc)) {
         /* COMMIT is also refused, at once, while a statement of this connection is in the middle of writing. */
         int writers = which == CONTROL_COMMIT ? guard_sqlite_reset_writers(db) : 0;
         if (writers < 0 || (writers == 0 && !guard_sqlite_wait_again(&db->wait))) {
@@ -64,6 +61,5 @@ int guard_sqlite_control_waiting(guard_sqlite *db, control which, int32_t limit_
         }
         rc = guard_sqlite_call_control(db, which);
     }
-    db->waiting = 0;
     return rc;
 }

@@ -63,7 +63,7 @@ static __attribute__((noinline)) int step_adopted(guard_sqlite *db, sqlite3_stmt
     return rc;
 }
 
-int guard_sqlite_call_step(guard_sqlite *db, sqlite3_stmt *stmt)
+static inline __attribute__((always_inline)) int step_any(guard_sqlite *db, sqlite3_stmt *stmt)
 {
     if (GUARD_IMPL_UNLIKELY(db->adopted)) {
         return step_adopted(db, stmt);
@@ -74,6 +74,11 @@ int guard_sqlite_call_step(guard_sqlite *db, sqlite3_stmt *stmt)
     guard_foreign_close(state);
     db->calls--;
     return rc;
+}
+
+int guard_sqlite_call_step(guard_sqlite *db, sqlite3_stmt *stmt)
+{
+    return step_any(db, stmt);
 }
 
 int guard_sqlite_call_exec(guard_sqlite *db, const char *sql, guard_sqlite_row_fn *row, void *arg, char **message)
@@ -157,7 +162,7 @@ int guard_sqlite_call_control(guard_sqlite *db, control which)
         }
         stmt = db->control[which];
     }
-    int rc = guard_sqlite_call_step(db, stmt);
+    int rc = step_any(db, stmt);
     if (GUARD_IMPL_LIKELY(rc == SQLITE_DONE)) {
         sqlite3_reset(stmt);
         return SQLITE_OK;

@@ -117,8 +117,21 @@ int guard_sqlite_busy_handler(void *db, int count);
 int guard_sqlite_is_busy(int rc);             /* another connection is in the way, and waiting helps */
 int guard_sqlite_wait_again(busy_wait *wait); /* sleeps a little; 0 when the time is up */
 int64_t guard_sqlite_now_ms(void);
+/* A BEGIN or COMMIT that ended with rc: again while another connection is in the way, until db->wait is over. */
+int guard_sqlite_control_again(guard_sqlite *db, control which, int rc);
+
 /* call_control with waiting; -1 for ever. */
-int guard_sqlite_control_waiting(guard_sqlite *db, control which, int32_t limit_ms);
+static inline int guard_sqlite_control_waiting(guard_sqlite *db, control which, int32_t limit_ms)
+{
+    db->wait = (busy_wait){.limit_ms = limit_ms};
+    db->waiting = 1;
+    int rc = guard_sqlite_call_control(db, which);
+    if (GUARD_IMPL_UNLIKELY(rc != SQLITE_OK)) {
+        rc = guard_sqlite_control_again(db, which, rc);
+    }
+    db->waiting = 0;
+    return rc;
+}
 
 /* guard_sqlite_stmt.c */
 int guard_sqlite_look(guard_sqlite *db, const guard_place *place);
@@ -130,8 +143,18 @@ void guard_sqlite_cut(guard_sqlite_stmt *stmt);
 void guard_sqlite_reset_all(guard_sqlite *db);
 void guard_sqlite_reset_raw(sqlite3 *raw);
 
+/* Slow side of guard_sqlite_is_inherited: tells the misuse. */
+void guard_sqlite_refuse_inherited(const guard_place *place);
+
 /* 1 in a forked child for a connection of the parent's, after the misuse was told. */
-int guard_sqlite_is_inherited(const guard_sqlite *db, const guard_place *place);
+static inline int guard_sqlite_is_inherited(const guard_sqlite *db, const guard_place *place)
+{
+    if (GUARD_IMPL_LIKELY(!db->is_inherited)) {
+        return 0;
+    }
+    guard_sqlite_refuse_inherited(place);
+    return 1;
+}
 
 /* 1: a statement may run now. In a guarded transaction that is asked of SQLite each time. */
 static inline int guard_sqlite_may_run(guard_sqlite *db, const guard_place *place)

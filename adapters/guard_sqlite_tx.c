@@ -347,12 +347,9 @@ const guard_tx_driver guard_sqlite_driver = {
 
 /* ---------------------------------------------------------------------------------------------- the forms */
 
-static int check_options(const guard_sqlite_tx_options *options, const guard_place *place)
+static int check_given(const guard_sqlite_tx_options *options, const guard_place *place)
 {
     uint32_t reserved = 0;
-    if (options == NULL) {
-        return 1;
-    }
     for (size_t i = 0; i < sizeof(options->reserved) / sizeof(options->reserved[0]); i++) {
         reserved |= options->reserved[i];
     }
@@ -365,13 +362,13 @@ static int check_options(const guard_sqlite_tx_options *options, const guard_pla
     return 1;
 }
 
-static int check_begin(guard_sqlite *db, const guard_sqlite_tx_options *options, const guard_place *place)
+static inline int check_begin(guard_sqlite *db, const guard_sqlite_tx_options *options, const guard_place *place)
 {
     if (GUARD_IMPL_UNLIKELY(db == NULL)) {
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "the connection is NULL");
         return 0;
     }
-    return check_options(options, place) && !guard_sqlite_is_inherited(db, place);
+    return (options == NULL || check_given(options, place)) && !guard_sqlite_is_inherited(db, place);
 }
 
 guard_tx *guard_sqlite_begin_at(guard_scope *scope, guard_sqlite *db, const guard_sqlite_tx_options *options,

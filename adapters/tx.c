@@ -61,15 +61,22 @@ static guard_tx *take_registered(guard_scope *scope, guard_tx_session *session, 
     return GUARD_IMPL_LIKELY(ticket->record != NULL) ? tx : NULL;
 }
 
+static void GUARD_NORETURN fail_begin(guard_tx *tx, const guard_error *error, guard_ticket ticket)
+{
+    const guard_place *place = tx->place;
+    guard_dismiss(ticket);
+    guard_tx_free(tx);
+    guard_impl_checkpoint(place); /* it was cancelled: that is why */
+    guard_impl_panic_error(place, error);
+    __builtin_unreachable();
+}
+
 /* Makes a handle's BEGIN or SAVEPOINT true, or gives the handle back and panics. */
-static void begin_or_panic(guard_tx *tx, int code, guard_error *error, guard_tx *parent, guard_ticket ticket)
+static inline __attribute__((always_inline)) void begin_or_panic(guard_tx *tx, int code, const guard_error *error,
+                                                                 guard_tx *parent, guard_ticket ticket)
 {
     if (GUARD_IMPL_UNLIKELY(code != 0)) {
-        const guard_place *place = tx->place;
-        guard_dismiss(ticket);
-        guard_tx_free(tx);
-        guard_impl_checkpoint(place); /* it was cancelled: that is why */
-        guard_impl_panic_error(place, error);
+        fail_begin(tx, error, ticket);
     }
     guard_tx_link(tx, parent);
     TX_PROBE(tx_begin, tx);

@@ -12,13 +12,7 @@
 
 #define SPARES_MAX 4 /* a connection seldom nests deeper; each is about 3 KiB */
 
-/* Its addresses tell threads apart, and a forked child's from its parent's. */
-static __thread char this_thread[64] __attribute__((tls_model("initial-exec")));
-
-static const void *thread_here(void)
-{
-    return &this_thread[guard_fork_count() % sizeof(this_thread)];
-}
+__thread char guard_tx_here[64];
 
 static size_t describe_handle(const void *object, char *text, size_t size);
 
@@ -147,15 +141,6 @@ guard_tx *guard_tx_root(guard_tx *tx)
     return tx;
 }
 
-void guard_tx_link(guard_tx *tx, guard_tx *parent)
-{
-    tx->parent = parent;
-    tx->thread = thread_here();
-    tx->linked = 1;
-    tx->session->tx = tx;
-    tx->session->thread = thread_here();
-}
-
 /* For the panic log: what a panic took back, or left in doubt. */
 static void tell_undone(const guard_tx *tx)
 {
@@ -263,26 +248,20 @@ guard_tx_session *guard_tx_session_of(guard_tx *tx)
 
 /* ------------------------------------------------------------------------------------------------- checks */
 
-int guard_tx_check_thread(const guard_tx *tx, const guard_place *place)
+int guard_tx_refuse_thread(const guard_tx *tx, const guard_place *place)
 {
     if (tx == NULL) {
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "the transaction is NULL");
-        return 0;
-    }
-    if (GUARD_IMPL_UNLIKELY(tx->thread != thread_here())) {
+    } else {
         guard_impl_misuse(place, GUARD_MISUSE_THREAD,
                           "the transaction begun at %s:%u belongs to another thread or process", tx->place->file,
                           tx->place->line);
-        return 0;
     }
-    return 1;
+    return 0;
 }
 
-int guard_tx_check_options(const guard_tx_options *options, const guard_place *place)
+int guard_tx_check_given(const guard_tx_options *options, const guard_place *place)
 {
-    if (options == NULL) {
-        return 1;
-    }
     uint32_t reserved = 0;
     for (size_t i = 0; i < sizeof(options->reserved) / sizeof(options->reserved[0]); i++) {
         reserved |= options->reserved[i];
@@ -294,12 +273,8 @@ int guard_tx_check_options(const guard_tx_options *options, const guard_place *p
     return 1;
 }
 
-/* The transaction can be the innermost open one only. */
-int guard_tx_check_innermost(const guard_tx *tx, const char *verb, const guard_place *place)
+int guard_tx_refuse_order(const guard_tx *tx, const char *verb, const guard_place *place)
 {
-    if (GUARD_IMPL_LIKELY(tx->session->tx == tx)) {
-        return 1;
-    }
     const guard_place *inner = tx->session->tx->place;
     guard_impl_misuse(place, GUARD_MISUSE_STATE, "%s while the nested transaction begun at %s:%u is still open", verb,
                       inner->file, inner->line);

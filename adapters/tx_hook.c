@@ -85,11 +85,8 @@ static void run_list(guard_tx *tx, guard_outcome outcome)
     }
 }
 
-void guard_tx_hooks_run(guard_tx *tx)
+void guard_tx_hooks_end(guard_tx *tx)
 {
-    if (tx->first_hook == NULL) {
-        return;
-    }
     switch (tx->result.outcome) {
     case GUARD_ROLLED_BACK:
         reverse_hooks(tx);

@@ -55,15 +55,49 @@ struct guard_tx {
 guard_tx *guard_tx_take(guard_tx_session *session);
 void guard_tx_free(guard_tx *tx);
 guard_tx *guard_tx_root(guard_tx *tx);
-void guard_tx_link(guard_tx *tx, guard_tx *parent);
 void guard_tx_unlink(guard_tx *tx);
 guard_ticket guard_tx_register(guard_scope *scope, guard_tx *tx, const guard_place *place);
 void guard_tx_set_place(guard_error *error, const guard_place *place);
 void guard_tx_add_error(guard_result *result, const guard_error *error);
 void guard_tx_raise_poisoned(const guard_tx_session *session, const guard_place *place) GUARD_NORETURN;
-int guard_tx_check_thread(const guard_tx *tx, const guard_place *place);
-int guard_tx_check_innermost(const guard_tx *tx, const char *verb, const guard_place *place);
-int guard_tx_check_options(const guard_tx_options *options, const guard_place *place);
+/* Slow sides of the checks below: 0 after misuse was told; 1 where options are in range. */
+int guard_tx_refuse_thread(const guard_tx *tx, const guard_place *place);
+int guard_tx_refuse_order(const guard_tx *tx, const char *verb, const guard_place *place);
+int guard_tx_check_given(const guard_tx_options *options, const guard_place *place);
+
+/* Its addresses tell threads apart, and a forked child's from its parent's. */
+extern __thread char guard_tx_here[64] __attribute__((tls_model("initial-exec")));
+
+static inline const void *guard_tx_thread_here(void)
+{
+    return &guard_tx_here[guard_fork_count() % sizeof(guard_tx_here)];
+}
+
+static inline void guard_tx_link(guard_tx *tx, guard_tx *parent)
+{
+    const void *thread = guard_tx_thread_here();
+    tx->parent = parent;
+    tx->thread = thread;
+    tx->linked = 1;
+    tx->session->tx = tx;
+    tx->session->thread = thread;
+}
+
+static inline int guard_tx_check_thread(const guard_tx *tx, const guard_place *place)
+{
+    return GUARD_IMPL_LIKELY(tx != NULL && tx->thread == guard_tx_thread_here()) || guard_tx_refuse_thread(tx, place);
+}
+
+/* The transaction can be the innermost open one only. */
+static inline int guard_tx_check_innermost(const guard_tx *tx, const char *verb, const guard_place *place)
+{
+    return GUARD_IMPL_LIKELY(tx->session->tx == tx) || guard_tx_refuse_order(tx, verb, place);
+}
+
+static inline int guard_tx_check_options(const guard_tx_options *options, const guard_place *place)
+{
+    return options == NULL || guard_tx_check_given(options, place);
+}
 
 /* tx.c */
 void guard_tx_release_handle(void *object);
@@ -85,8 +119,15 @@ void guard_tx_count_commit(const guard_tx_session *session, int64_t begun);
 void guard_tx_count_rollback(const guard_tx_session *session, int64_t begun);
 
 /* tx_hook.c */
-void guard_tx_hooks_run(guard_tx *tx);
+void guard_tx_hooks_end(guard_tx *tx); /* there are some */
 void guard_tx_hooks_move(guard_tx *tx, guard_tx *parent);
 void guard_tx_hooks_drop(guard_tx *tx);
+
+static inline void guard_tx_hooks_run(guard_tx *tx)
+{
+    if (GUARD_IMPL_UNLIKELY(tx->first_hook != NULL)) {
+        guard_tx_hooks_end(tx);
+    }
+}
 
 #endif
