@@ -600,6 +600,22 @@ static inline void guard_record_run(guard_stack *stack, guard_scope *scope, guar
 /* The same for records that are not plain. */
 void guard_record_run_other(guard_stack *stack, guard_scope *scope, guard_recovery *panic, bool failed);
 
+/* For a plain record, which has no flags; `free_list` is that of the scope's pool. Inline: this is all that most records of a panic cost. */
+static inline __attribute__((always_inline)) void
+guard_record_run_plain(guard_stack *stack, guard_scope *scope, guard_impl_record *record, guard_impl_record **free_list)
+{
+    guard_fn *fn = record->action.fn;
+    void *arg = record->arg;
+    scope->head = record->next;
+    __atomic_signal_fence(__ATOMIC_RELEASE);
+    GUARD_IMPL_PROBE_DEFER(fn, arg, record->place);
+    record->generation++;
+    record->next = *free_list;
+    *free_list = record;
+    guard_word_add(&stack->hot.ran, 1);
+    fn(arg);
+}
+
 static inline void guard_record_run(guard_stack *stack, guard_scope *scope, guard_recovery *panic, bool failed)
 {
     guard_impl_record *record = scope->head;
@@ -607,14 +623,7 @@ static inline void guard_record_run(guard_stack *stack, guard_scope *scope, guar
         guard_record_run_other(stack, scope, panic, failed);
         return;
     }
-    guard_fn *fn = record->action.fn;
-    void *arg = record->arg;
-    scope->head = record->next;
-    __atomic_signal_fence(__ATOMIC_RELEASE);
-    GUARD_IMPL_PROBE_DEFER(fn, arg, record->place);
-    guard_pool_give(guard_scope_pool(stack, scope), record);
-    guard_word_add(&stack->hot.ran, 1);
-    fn(arg);
+    guard_record_run_plain(stack, scope, record, guard_scope_pool(stack, scope)->free);
 }
 
 /* Whether a record with these flags runs when its scope ends, having failed or not. */

@@ -108,11 +108,16 @@ static inline __attribute__((always_inline)) void panic_run_scopes(guard_stack *
         inner = scope;
         panic->scope = scope;
         scope->flags |= SCOPE_CLOSING | SCOPE_UNWINDING;
-        for (; scope->head != NULL; count++) {
+        guard_impl_record **free_list = guard_scope_pool(stack, scope)->free;
+        for (guard_impl_record *record; (record = scope->head) != NULL; count++) {
             if (is_noted) {
-                guard_ran_note(panic->ran, scope->head);
+                guard_ran_note(panic->ran, record);
             }
-            guard_record_run(stack, scope, panic->recovered ? NULL : panic, true);
+            if (GUARD_IMPL_LIKELY(record->flags == 0)) {
+                guard_record_run_plain(stack, scope, record, free_list);
+            } else {
+                guard_record_run_other(stack, scope, panic->recovered ? NULL : panic, true);
+            }
             if (GUARD_IMPL_UNLIKELY(panic->recovered)) {
                 stack->panic = panic->prev;
                 guard_raise_held(); /* a new panic, from here on */
