@@ -51,13 +51,13 @@ static inline void border_unlink(guard_stack *stack, guard_impl_border *border)
         border_mend(stack, border);
     }
     stack->border = border->outer;
-    border->state = GUARD_IMPL_UNLINKED;
 }
 
 guard_impl_border *guard_impl_border_end(guard_impl_border *border)
 {
     if (border->state == GUARD_IMPL_LINKED) {
         border_unlink(guard_stack_own, border);
+        border->state = GUARD_IMPL_UNLINKED;
     }
     return NULL;
 }
@@ -93,6 +93,14 @@ void guard_impl_border_leave(guard_impl_border *border)
     border_leave(border);
 }
 
+/* The border of guard_run: NULL once it is unlinked, which the compiler knows, so that what a foreign unwind needs costs a return nothing. */
+static inline void run_leave(guard_impl_border **linked)
+{
+    if (*linked != NULL) {
+        border_leave(*linked);
+    }
+}
+
 static int run_without_memory(guard_error *out)
 {
     if (out != NULL) {
@@ -111,14 +119,16 @@ int guard_run(guard_fn *fn, void *arg, guard_error *out)
         guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_run without a function");
         return 0;
     }
-    if (GUARD_IMPL_UNLIKELY(guard_impl_stack == NULL)) {
-        if (guard_stack_make() == NULL) {
+    guard_stack *stack = (guard_stack *)(void *)guard_impl_stack; /* hot is its first member */
+    if (GUARD_IMPL_UNLIKELY(stack == NULL)) {
+        stack = guard_stack_make();
+        if (stack == NULL) {
             return run_without_memory(out);
         }
         guard_raise_held();
     }
-    guard_stack *stack = guard_stack_own;
-    guard_impl_border border __attribute__((cleanup(border_leave)));
+    guard_impl_border border;
+    guard_impl_border *linked __attribute__((cleanup(run_leave))) = &border;
     border_link(stack, &border, out);
 #if JUMP_IS_SHORT
     border.is_short = 1;
@@ -128,6 +138,9 @@ int guard_run(guard_fn *fn, void *arg, guard_error *out)
 #endif
         fn(arg);
         border_unlink(stack, &border);
+        linked = NULL;
+        return 0;
     }
+    linked = NULL; /* by the panic, see panic_land_border */
     return border.code;
 }
