@@ -673,11 +673,15 @@ static inline __attribute__((always_inline)) void guard_impl_leave(guard_scope *
 #if GUARD_IMPL_LEAVE_INLINE
         guard_fn *fn = record->action.fn;
         void *arg = record->arg;
-        if (GUARD_IMPL_UNLIKELY(record->next != NULL || (record->flags & ~GUARD_IMPL_KIND) != 0)) {
+        if (GUARD_IMPL_UNLIKELY(record->next != NULL)) {
             guard_impl_leave_run(scope);
             return;
         }
         if (record->flags != 0) {
+            if (GUARD_IMPL_UNLIKELY(record->flags != GUARD_IMPL_KIND)) {
+                guard_impl_leave_run(scope);
+                return;
+            }
             fn = record->action.kind->release;
         }
         scope->flags = GUARD_IMPL_SCOPE_LEAVING;
