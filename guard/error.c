@@ -6,7 +6,31 @@
 
 /* ------------------------------------------------------------------------------------------------ text -- */
 
-void guard_text_copy(char *to, size_t size, const char *from)
+/* At least one byte, mostly few: by moves that overlap, where a call of memcpy, or gcc's loop in its place, takes twice as long. */
+static inline __attribute__((always_inline)) void text_move(char *to, const char *from, size_t size)
+{
+    if (GUARD_IMPL_UNLIKELY(size > 48)) {
+        memcpy(to, from, size);
+    } else if (size >= 16) {
+        memcpy(to, from, 16);
+        if (size > 32) {
+            memcpy(to + 16, from + 16, 16);
+        }
+        memcpy(to + size - 16, from + size - 16, 16);
+    } else if (size >= 8) {
+        memcpy(to, from, 8);
+        memcpy(to + size - 8, from + size - 8, 8);
+    } else if (size >= 4) {
+        memcpy(to, from, 4);
+        memcpy(to + size - 4, from + size - 4, 4);
+    } else {
+        to[0] = from[0];
+        to[size / 2] = from[size / 2];
+        to[size - 1] = from[size - 1];
+    }
+}
+
+size_t guard_text_copy(char *to, size_t size, const char *from)
 {
     size_t length = strnlen(from, size);
     if (length >= size) {
@@ -17,6 +41,7 @@ void guard_text_copy(char *to, size_t size, const char *from)
     }
     memcpy(to, from, length);
     to[length] = '\0';
+    return length;
 }
 
 static const char *path_end(const char *path)
@@ -27,19 +52,22 @@ static const char *path_end(const char *path)
 
 /* ---------------------------------------------------------------------------------------------- filling -- */
 
+static __attribute__((noinline)) void error_place_counted(guard_error *error, const guard_place *place)
+{
+    guard_text_copy(error->file, sizeof error->file, path_end(place->file));
+    guard_text_copy(error->function, sizeof error->function, place->function);
+}
+
 void guard_error_place(guard_error *error, const guard_place *place)
 {
-    if (GUARD_IMPL_LIKELY(place->name_length != 0 && place->name_length < sizeof error->file)) {
-        memcpy(error->file, place->file + place->name_at, place->name_length + 1U);
-    } else {
-        guard_text_copy(error->file, sizeof error->file, path_end(place->file));
-    }
-    if (GUARD_IMPL_LIKELY(place->function_length != 0 && place->function_length < sizeof error->function)) {
-        memcpy(error->function, place->function, place->function_length + 1U);
-    } else {
-        guard_text_copy(error->function, sizeof error->function, place->function);
-    }
     error->line = place->line;
+    if (GUARD_IMPL_LIKELY(place->name_length != 0 && place->name_length < sizeof error->file &&
+                          place->function_length != 0 && place->function_length < sizeof error->function)) {
+        text_move(error->file, place->file + place->name_at, place->name_length + 1U);
+        text_move(error->function, place->function, place->function_length + 1U);
+    } else {
+        error_place_counted(error, place);
+    }
 }
 
 void guard_error_open(guard_error *error, int domain, int code)
@@ -62,22 +90,30 @@ void guard_error_open(guard_error *error, int domain, int code)
     error->constraint[0] = '\0';
 }
 
-/* Most messages are constant: without a conversion they are copied, which costs a tenth of vsnprintf. */
-void guard_error_message(guard_error *error, const char *format, va_list arguments)
+/* Apart, so that a message without a conversion needs no room for the text. */
+static __attribute__((noinline)) size_t error_message_print(guard_error *error, const char *format, va_list arguments)
+    GUARD_PRINTF(2, 0);
+static size_t error_message_print(guard_error *error, const char *format, va_list arguments)
 {
-    const char *conversion = strchrnul(format, '%');
-    size_t length = (size_t)(conversion - format);
-    if (*conversion == '\0' && length < sizeof error->message && (length == 0 || format[length - 1] != '\n')) {
-        memcpy(error->message, format, length + 1);
-        return;
-    }
     char text[1024]; /* longer than a message, so that the cut is made at a character */
     vsnprintf(text, sizeof text, format, arguments);
     size_t end = strnlen(text, sizeof text);
     while (end > 0 && text[end - 1] == '\n') {
         text[--end] = '\0'; /* a message is one line; those of libpq end with a newline */
     }
-    guard_text_copy(error->message, sizeof error->message, text);
+    return guard_text_copy(error->message, sizeof error->message, text) + 1;
+}
+
+/* Most messages are constant: without a conversion they are copied, which costs a tenth of vsnprintf. */
+size_t guard_error_message(guard_error *error, const char *format, va_list arguments)
+{
+    const char *conversion = strchrnul(format, '%');
+    size_t length = (size_t)(conversion - format);
+    if (*conversion == '\0' && length < sizeof error->message && (length == 0 || format[length - 1] != '\n')) {
+        text_move(error->message, format, length + 1);
+        return length + 1;
+    }
+    return error_message_print(error, format, arguments);
 }
 
 void guard_error_set(guard_error *error, int domain, int code, const char *format, ...)
@@ -110,17 +146,32 @@ static void cause_end_texts(guard_cause *cause)
 }
 
 /* What lies behind the texts is cleared, not copied: no bytes of a dead frame travel with an error. */
+static inline __attribute__((always_inline)) void error_clear(guard_error *to)
+{
+    /* The size is hidden, so that libc's memset is called: `rep stos`, which gcc puts here for a known size, takes twice as long. */
+    size_t size = sizeof *to;
+    __asm__("" : "+r"(size));
+    memset(to, 0, size);
+}
+
+static inline __attribute__((always_inline)) void error_copy_causes(guard_error *to, const guard_error *from)
+{
+    to->cause_count = error_causes(from);
+    if (to->cause_count > 0) {
+        memcpy(to->causes, from->causes, to->cause_count * sizeof *from->causes);
+    }
+    for (unsigned i = 0; i < to->cause_count; i++) {
+        cause_end_texts(&to->causes[i]);
+    }
+}
+
 void guard_error_copy(guard_error *to, const guard_error *from)
 {
     if (to == from) {
         return;
     }
-    /* The size is hidden, so that libc's memset is called: `rep stos`, which gcc puts here for a known size, takes twice as long. */
-    size_t size = sizeof *to;
-    __asm__("" : "+r"(size));
-    memset(to, 0, size);
+    error_clear(to);
     memcpy(to, from, offsetof(guard_error, sqlstate));
-    to->cause_count = error_causes(from);
     text_copy_known(to->sqlstate, sizeof to->sqlstate, from->sqlstate);
     text_copy_known(to->file, sizeof to->file, from->file);
     text_copy_known(to->function, sizeof to->function, from->function);
@@ -128,11 +179,16 @@ void guard_error_copy(guard_error *to, const guard_error *from)
     text_copy_known(to->detail, sizeof to->detail, from->detail);
     text_copy_known(to->hint, sizeof to->hint, from->hint);
     text_copy_known(to->constraint, sizeof to->constraint, from->constraint);
-    if (to->cause_count > 0) {
-        memcpy(to->causes, from->causes, to->cause_count * sizeof *from->causes);
-    }
-    for (unsigned i = 0; i < to->cause_count; i++) {
-        cause_end_texts(&to->causes[i]);
+    error_copy_causes(to, from);
+}
+
+void guard_error_copy_message(guard_error *to, const guard_error *from, size_t message_size)
+{
+    error_clear(to);
+    memcpy(to, from, offsetof(guard_error, sqlstate));
+    text_move(to->message, from->message, message_size);
+    if (GUARD_IMPL_UNLIKELY(from->cause_count > 0)) {
+        error_copy_causes(to, from);
     }
 }
 

@@ -341,7 +341,7 @@ static inline guard_site_memo *guard_site_memo_of(guard_thread *thread, const gu
 /* site.c: the slot of a panic of this domain from this place, or where that is NULL, from that of the error. */
 uint32_t guard_site_find(guard_thread *thread, const guard_error *error, const guard_place *place);
 /* An error that is raised again has no place here, and is looked at by guard_site_find. */
-static inline void guard_site_count(guard_error *error, const guard_place *place)
+static inline __attribute__((always_inline)) void guard_site_count(guard_error *error, const guard_place *place)
 {
     guard_thread *thread = guard_thread_own;
     const guard_site_memo *memo = guard_site_memo_of(thread, place);
@@ -550,6 +550,7 @@ struct guard_recovery {
     const void *target;        /* where it stops: that border, or a scope whose automatic close called the raiser */
     guard_scope *scope;        /* whose records it runs at the moment */
     const guard_trace *trace;  /* where it was raised, in a frame as alive as this one; NULL: not known */
+    size_t message_size;       /* with its NUL, of an error that has no text but its message; 0: not known */
     guard_ran *ran;            /* where nobody will recover it; NULL otherwise */
     bool in_kind;              /* it runs a kind's release: a panic from there is attached to this one */
     bool recovering;           /* it runs a recovering defer */
@@ -696,13 +697,16 @@ static inline void guard_before_jump(void)
 
 /* Copies text with control characters and what is no UTF-8 escaped; returns the length that it would need. `size` is not 0. */
 size_t guard_text_escape(char *to, size_t size, const char *text);
-/* Copies text, cut at a character of UTF-8 where it is too long. */
-void guard_text_copy(char *to, size_t size, const char *from);
+/* Copies text, cut at a character of UTF-8 where it is too long; returns the length of the copy. */
+size_t guard_text_copy(char *to, size_t size, const char *from);
 /* An empty error, still without a place. */
 void guard_error_open(guard_error *error, int domain, int code);
 void guard_error_place(guard_error *error, const guard_place *place);
 void guard_error_copy(guard_error *to, const guard_error *from);
-void guard_error_message(guard_error *error, const char *format, va_list arguments) GUARD_PRINTF(2, 0);
+/* The same for an error with no text but a message, of so many bytes with its NUL. */
+void guard_error_copy_message(guard_error *to, const guard_error *from, size_t message_size);
+/* Returns the size of the message with its NUL. */
+size_t guard_error_message(guard_error *error, const char *format, va_list arguments) GUARD_PRINTF(2, 0);
 
 /* How many bytes the character at `at` has, 0 if it is a control character or no UTF-8. It reads no further than the NUL that ends the text. */
 size_t guard_text_character(const unsigned char *at);
