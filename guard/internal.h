@@ -576,8 +576,10 @@ static inline bool guard_trace_is_wanted(const guard_stack *stack, const guard_e
                                error->trace != 0);
 }
 
-/* Fills *trace in and makes it the panic's, where the panic is to be traced; else false. */
-bool guard_trace_raise(guard_recovery *panic, const void *from, guard_trace *trace);
+/* Goes on with the panic, having traced it where that is due: the trace lies in its frame, so that a panic without one has no room for it. */
+GUARD_NORETURN void guard_trace_raise(guard_stack *stack, guard_recovery *panic, const void *from);
+/* panic.c: from the raiser to the target. */
+GUARD_NORETURN void guard_panic_go(guard_stack *stack, guard_recovery *panic);
 /* Keeps a trace beyond its panic. */
 void guard_trace_store(const guard_trace *trace, uint32_t number);
 

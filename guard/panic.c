@@ -245,7 +245,7 @@ static void panic_pass(guard_recovery *panic)
     }
 }
 
-GUARD_NORETURN static void panic_go(guard_stack *stack, guard_recovery *panic)
+GUARD_NORETURN void guard_panic_go(guard_stack *stack, guard_recovery *panic)
 {
     for (;;) {
         panic->target = panic_target(stack);
@@ -275,15 +275,6 @@ GUARD_NORETURN static void panic_go(guard_stack *stack, guard_recovery *panic)
     }
 }
 
-/* Apart, so that a panic that is not traced has no trace in its frame. */
-GUARD_NORETURN static __attribute__((noinline)) void panic_go_traced(guard_stack *stack, guard_recovery *panic,
-                                                                     const void *from)
-{
-    guard_trace trace;
-    guard_trace_raise(panic, from, &trace);
-    panic_go(stack, panic);
-}
-
 static void uncaught_pass(guard_ran *ran)
 {
     (void)ran;
@@ -298,7 +289,7 @@ GUARD_NORETURN static __attribute__((noinline)) void panic_go_uncaught(guard_sta
     ran.count = 0;
     panic->ran = &ran;
     guard_report_begin();
-    panic_go_traced(stack, panic, from);
+    guard_trace_raise(stack, panic, from);
 }
 
 /* Inline: each frame that lies inside the raiser's is walked by a trace, which takes about 90 instructions for it. */
@@ -317,9 +308,9 @@ panic_raise(guard_stack *stack, guard_error *error, const guard_place *place, co
                 panic_go_uncaught(stack, &here, from);
             }
         }
-        panic_go_traced(stack, &here, from);
+        guard_trace_raise(stack, &here, from);
     }
-    panic_go(stack, &here);
+    guard_panic_go(stack, &here);
 }
 
 GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error, const guard_place *place, const void *from)
@@ -331,7 +322,7 @@ GUARD_NORETURN void guard_raise_recovered(guard_stack *stack)
 {
     guard_recovery here
         __attribute__((cleanup(panic_pass))) = {.prev = stack->panic, .border = stack->border, .recovered = true};
-    panic_go(stack, &here);
+    guard_panic_go(stack, &here);
 }
 
 /* --------------------------------------------------------------------------------------- held panics -- */

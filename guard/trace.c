@@ -2,7 +2,7 @@
 /*
  * trace.c: the stack on which a panic was raised, as return addresses.
  *
- *     raised --trace due--> in the frame of guard_raise --caught, or held--> kept: one of the thread's last GUARD_TRACE_KEPT
+ *     raised --trace due--> in the frame of guard_trace_raise --caught, or held--> kept: one of the thread's last GUARD_TRACE_KEPT
  *                              \--uncaught--> read by the report, from there        \--raised again--> in that frame again
  *
  * Invariants: the error of a traced panic carries the trace's number, which is never 0; the number alone finds the trace, in the frames of
@@ -150,22 +150,21 @@ static uint32_t trace_number(guard_thread *thread)
     return ++thread->trace_number;
 }
 
-bool guard_trace_raise(guard_recovery *panic, const void *from, guard_trace *trace)
+void guard_trace_raise(guard_stack *stack, guard_recovery *panic, const void *from)
 {
     guard_thread *thread = guard_thread_own;
     guard_error *error = panic->error;
-    if (error->trace != 0 && guard_trace_of(error, trace) > 0) {
-        panic->trace = trace;
-        return true;
+    guard_trace trace;
+    if (error->trace != 0 && guard_trace_of(error, &trace) > 0) {
+        panic->trace = &trace;
+    } else if (trace_is_due(thread, panic)) {
+        trace_take(from, &trace);
+        error->trace = trace_number(thread);
+        panic->trace = &trace;
+    } else {
+        error->trace = 0;
     }
-    error->trace = 0;
-    if (!trace_is_due(thread, panic)) {
-        return false;
-    }
-    trace_take(from, trace);
-    error->trace = trace_number(thread);
-    panic->trace = trace;
-    return true;
+    guard_panic_go(stack, panic);
 }
 
 /* ----------------------------------------------------------------------------------------------- keeping -- */
