@@ -36,6 +36,10 @@ static int is_begin(const char *tag)
  */
 static void watch_tag(guard_pq_transaction *t, const char *tag)
 {
+    /* Of INSERT, UPDATE, DELETE and most others the first letter is enough. */
+    if (strchr("BCPRS", tag[0]) == NULL) {
+        return;
+    }
     if (strcmp(tag, "COMMIT") == 0) {
         t->ended = GUARD_COMMITTED;
         t->over = 1;

@@ -28,8 +28,14 @@ static void keep_context(guard_pq *pq, const PGresult *result)
 
 void guard_pq_count_changes(guard_pq *pq, const PGresult *result)
 {
-    const char *count = result != NULL ? PQcmdTuples((PGresult *)(uintptr_t)result) : "";
-    pq->changes = count[0] != '\0' ? strtoll(count, NULL, 10) : 0;
+    const char *tag = result != NULL ? PQcmdStatus((PGresult *)(uintptr_t)result) : "";
+    size_t length = strlen(tag);
+    pq->changes = 0;
+    /* A tag that counts ends with its number; libpq compares the others with each that does. */
+    if (length > 0 && tag[length - 1] >= '0' && tag[length - 1] <= '9') {
+        const char *count = PQcmdTuples((PGresult *)(uintptr_t)result);
+        pq->changes = count[0] != '\0' ? strtoll(count, NULL, 10) : 0;
+    }
 }
 
 /* The statement took too long: it is taken back or the connection is given up. */
