@@ -101,8 +101,8 @@ START_TEST(a_marker_table_that_was_emptied_or_put_back_proves_no_rollback)
         "DROP TABLE guard_marker",
         /* From a copy that is older than the transaction. */
         "DELETE FROM guard_marker; INSERT INTO guard_marker SELECT * FROM copy",
-        "DROP TABLE guard_marker; ALTER TABLE copy RENAME TO guard_marker; ALTER TABLE guard_marker ADD PRIMARY KEY "
-        "(session, seq)",
+        ("DROP TABLE guard_marker; ALTER TABLE copy RENAME TO guard_marker;"
+         "ALTER TABLE guard_marker ADD PRIMARY KEY (session, seq)"),
     };
     for (size_t i = 0; i < sizeof harms / sizeof *harms; i++) {
         for (int installed = 0; installed < 2; installed++) {
