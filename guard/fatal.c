@@ -57,12 +57,7 @@ void guard_fatal_forget(void)
     fatal_is_told = 0;
 }
 
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define FATAL_WITHOUT_TRY 1
-#endif
-#endif
-#if defined(__SANITIZE_THREAD__) || defined(FATAL_WITHOUT_TRY)
+#if IS_THREAD_SANITIZED
 
 /* ThreadSanitizer forgets the setjmps of a thread's own stack at one on another stack. */
 bool guard_fatal_try(guard_fn *fn, void *arg)

@@ -15,6 +15,18 @@
 #include <stdio.h>
 #include <string.h>
 
+/* gcc says so by a macro, clang by a feature. */
+#if defined(__SANITIZE_THREAD__)
+#define IS_THREAD_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define IS_THREAD_SANITIZED 1
+#endif
+#endif
+#ifndef IS_THREAD_SANITIZED
+#define IS_THREAD_SANITIZED 0
+#endif
+
 /* The library's own scopes have the probes of guard.h too. A semaphore says whether somebody looks on: else no argument is computed. */
 #ifdef GUARD_WITH_PROBES
 #define GUARD_PROBES
@@ -250,7 +262,7 @@ enum {
 /* One word that this thread alone adds to, and others may read: whole, as it is aligned. Under ThreadSanitizer it is said so. */
 static inline void guard_word_add(uint64_t *word, uint64_t count)
 {
-#if defined(__SANITIZE_THREAD__) || !defined(__LP64__)
+#if IS_THREAD_SANITIZED || !defined(__LP64__)
     __atomic_store_n(word, __atomic_load_n(word, __ATOMIC_RELAXED) + count, __ATOMIC_RELAXED);
 #else
     *word += count;
@@ -673,17 +685,10 @@ GUARD_NORETURN void guard_report_uncaught(const guard_error *error);
  * Whether guard_run's border uses the compiler's setjmp: where both compilers have it. Not under ThreadSanitizer, which must see every
  * jump. A frame that has called it is left by it only: __builtin_longjmp must not be inlined into that frame.
  */
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define JUMP_IS_SHORT 0
-#endif
-#endif
-#if !defined(JUMP_IS_SHORT)
-#if defined(__x86_64__) && !defined(__SANITIZE_THREAD__)
+#if defined(__x86_64__) && !IS_THREAD_SANITIZED
 #define JUMP_IS_SHORT 1
 #else
 #define JUMP_IS_SHORT 0
-#endif
 #endif
 
 /* Every jump goes through here: tells AddressSanitizer, which must unpoison the frames that are left. */

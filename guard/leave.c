@@ -32,12 +32,7 @@
 
 #include "internal.h"
 
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define LEAVE_BY_SETJMP 1
-#endif
-#endif
-#if defined(__SANITIZE_THREAD__) || !defined(__x86_64__) || defined(GUARD_LEAVE_BY_SETJMP)
+#if IS_THREAD_SANITIZED || !defined(__x86_64__) || defined(GUARD_LEAVE_BY_SETJMP)
 #define LEAVE_BY_SETJMP 1
 #endif
 

@@ -25,12 +25,7 @@
  * ThreadSanitizer's part in a thread ends before libunwind's, whose mutex it intercepts: with both, a thread dies as it ends (gcc 12,
  * libunwind 1.6).
  */
-#if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#undef GUARD_HAVE_LIBUNWIND
-#endif
-#endif
-#if defined(__SANITIZE_THREAD__)
+#if IS_THREAD_SANITIZED
 #undef GUARD_HAVE_LIBUNWIND
 #endif
 
