@@ -39,6 +39,9 @@ __attribute__((noreturn, format(printf, 1, 2))) void bench_fail(const char *form
 /* What deferred functions and destructors do: adds 1 to the uint64_t. It is in a file of its own, so that no compiler inlines it. */
 void bench_add(void *sum);
 
+/* place.c: puts this process and the server's process of its connection on one processor. */
+void bench_place(int server);
+
 /* folder.c: makes an empty folder on a disk; removes it with its files. */
 void bench_folder_open(char *path, size_t size);
 void bench_folder_close(const char *path);

@@ -13,6 +13,7 @@ namespace
 template <typename transaction> std::uint64_t run(std::uint64_t count)
 {
     pqxx::connection connection;
+    bench_place(connection.backendpid());
     {
         pqxx::work setup(connection);
         setup.exec("SET client_min_messages = warning; DROP TABLE IF EXISTS entry_libpqxx;"

@@ -38,6 +38,7 @@ static uint64_t pq_tx(uint64_t count)
     if (PQstatus(connection) != CONNECTION_OK) {
         bench_fail("%s", PQerrorMessage(connection));
     }
+    bench_place(PQbackendPID(connection));
     command("SET client_min_messages = warning");
     command("DROP TABLE IF EXISTS entry_raw");
     command("CREATE TABLE entry_raw (n bigint NOT NULL)");
