@@ -12,7 +12,6 @@
 #include <guard/guard_cancel.h>
 #include <guard/guard_group.h>
 #include <guard/guard_process.h>
-#include <guard/guard_trace.h>
 
 #include "fault_memory.h"
 #include "suite.h"
@@ -116,42 +115,6 @@ START_TEST(a_panic_in_a_member_is_raised_by_wait)
     ck_assert_str_eq(error.message, "member 2");
     trace_expect("");
     ck_assert_int_eq(count, 3);
-}
-END_TEST
-
-static guard_trace seen_by_the_member;
-
-static void wait_for_it(void *group)
-{
-    guard_group_wait(group, NULL);
-}
-
-static void panic_and_look(void *arg)
-{
-    guard_error error;
-    guard_run(panic_at_once, arg, &error);
-    guard_trace_of(&error, &seen_by_the_member);
-    guard_panic_error(&error);
-}
-
-START_TEST(who_waits_has_the_trace_of_the_members_panic)
-{
-    guard_trace_capture(1);
-    for (int raises = 0; raises < 2; raises++) {
-        GUARD_AUTO(s);
-        guard_error error;
-        guard_trace trace;
-        guard_group *group = guard_group_open(s, NULL);
-        guard_group_spawn(group, panic_and_look, &two);
-        if (raises) {
-            ck_assert_int_eq(guard_run(wait_for_it, group, &error), 2);
-        } else {
-            ck_assert_int_eq(guard_group_wait(group, &error), 2);
-        }
-        ck_assert_uint_gt(guard_trace_of(&error, &trace), 0);
-        ck_assert_uint_eq(trace.count, seen_by_the_member.count);
-        ck_assert_int_eq(memcmp(trace.frames, seen_by_the_member.frames, trace.count * sizeof *trace.frames), 0);
-    }
 }
 END_TEST
 
@@ -498,7 +461,6 @@ int main(void)
         leaving_the_scope_waits_for_all_members,
         a_panic_in_a_member_cancels_the_others_and_wait_returns_it,
         a_panic_in_a_member_is_raised_by_wait,
-        who_waits_has_the_trace_of_the_members_panic,
         the_failures_of_other_members_are_attached_to_the_first,
         a_members_panic_that_nobody_waited_for_is_raised_when_the_scope_ends,
         a_panic_that_leaves_the_scope_cancels_the_members_and_waits,

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include <guard/guard_cancel.h>
+#include <guard/guard_group.h>
 #include <guard/guard_trace.h>
 
 #include "child.h"
@@ -481,9 +482,50 @@ START_TEST(threads_name_frames_at_the_same_time)
 }
 END_TEST
 
+static guard_trace seen_by_the_member;
+static int two = 2;
+
+static void wait_for_it(void *group)
+{
+    guard_group_wait(group, NULL);
+}
+
+static void panic_in_a_member(void *arg)
+{
+    guard_panic(*(int *)arg, "a member");
+}
+
+static void panic_and_look(void *arg)
+{
+    guard_error own;
+    guard_run(panic_in_a_member, arg, &own);
+    guard_trace_of(&own, &seen_by_the_member);
+    guard_panic_error(&own);
+}
+
+START_TEST(who_waits_has_the_trace_of_the_members_panic)
+{
+    guard_trace_capture(1);
+    for (int raises = 0; raises < 2; raises++) {
+        GUARD_AUTO(s);
+        guard_group *group = guard_group_open(s, NULL);
+        guard_group_spawn(group, panic_and_look, &two);
+        if (raises) {
+            ck_assert_int_eq(guard_run(wait_for_it, group, &error), 2);
+        } else {
+            ck_assert_int_eq(guard_group_wait(group, &error), 2);
+        }
+        ck_assert_uint_gt(guard_trace_of(&error, &trace), 0);
+        ck_assert_uint_eq(trace.count, seen_by_the_member.count);
+        ck_assert_int_eq(memcmp(trace.frames, seen_by_the_member.frames, trace.count * sizeof *trace.frames), 0);
+    }
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
+        who_waits_has_the_trace_of_the_members_panic,
         a_caught_panic_is_not_traced_unless_that_is_switched_on,
         the_border_s_caller_reads_the_stack_from_the_raising_function_outwards,
         every_nth_panic_is_traced_where_that_is_asked_for,
