@@ -22,8 +22,8 @@
  *
  * WHAT IT COSTS
  *
- *   A panic that is raised and caught nine frames below main takes about 55 ns; with its trace 190 ns by libunwind, 1,600 ns by libgcc's
- *   unwinder (make bench, the rows panic-1 and panic-stack; gcc 12 -O2, each in turn). So by default only those panics are traced that no
+ *   A panic that is raised and caught nine frames below main takes about 45 ns; with its trace 135 ns by libunwind (the rows panic-1 and
+ *   panic-stack of BENCHMARKS.md; gcc 12 -O2), and some 1,600 ns by libgcc's unwinder. So by default only those panics are traced that no
  *   border encloses. A service, whose panics are rare and each worth a line in the log, switches it on.
  *
  * THREADS
