@@ -26,9 +26,6 @@
 
 static guard_error error;
 
-#define ck_assert_has(text, part) \
-    ck_assert_msg(strstr((text), (part)) != NULL, "\"%s\" should contain \"%s\"", (text), (part))
-
 /* ------------------------------------------------------------------------------------------------ writing -- */
 
 typedef enum ending { COMMIT, ROLLBACK, LEAVE, PANIC } ending;

@@ -19,6 +19,7 @@
 
 #include <guard/guard.h>
 
+#include "fault_memory.h"
 #include "file_faults.h"
 
 /* ------------------------------------------------------------------------------------------------- calls -- */
@@ -270,6 +271,12 @@ const char *scratch_enter(void)
     atexit(scratch_leave);
     ck_assert_int_eq(chdir(scratch), 0);
     return scratch;
+}
+
+void scratch_enter_counted(void)
+{
+    fault_memory_install();
+    scratch_enter();
 }
 
 void file_put(const char *path, const char *text)

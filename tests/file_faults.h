@@ -38,6 +38,8 @@ int descriptors_open(void);
 /* A new directory, the working directory of this process from now on, removed when it or the program ends. It is in
  * $TMPDIR, else in memory where there is /dev/shm: thousands of fsync on a busy disk take minutes. */
 const char *scratch_enter(void);
+/* The same; and what the library allocates from now on is counted, and fails where it is told to (fault_memory.h). */
+void scratch_enter_counted(void);
 
 /* Whole small files, without the library. */
 void file_put(const char *path, const char *text);

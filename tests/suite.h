@@ -13,6 +13,7 @@
 
 #include <check.h>
 #include <stddef.h>
+#include <string.h>
 
 /* Returns the exit status for main. */
 int suite_run(const char *name, const TTest *const *tests, size_t count);
@@ -35,6 +36,9 @@ int suite_run(const char *name, const TTest *const *tests, size_t count);
 #define WITH_TSAN 1
 #endif
 #endif
+
+#define ck_assert_has(text, part) \
+    ck_assert_msg(strstr((text), (part)) != NULL, "\"%s\" should contain \"%s\"", (text), (part))
 
 /* For a test that does on purpose what valgrind reports, such as reading what was never written. */
 int suite_under_valgrind(void);
