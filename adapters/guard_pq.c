@@ -11,7 +11,8 @@
  * Invariants
  *   - conn is NULL only when the program closed an adopted connection behind the guard's back.
  *   - flight is what is on the wire besides single statements; there is one at most.
- *   - The event procedure's instance data is the guard_pq while there is one: it sees every result, raw ones too.
+ *   - The event procedure's instance data is the newest guard_pq around the connection, `outer` leads to the others (a function that
+ *     adopts it may be called in the transaction of one that has): each sees every result, raw ones too.
  */
 #include "guard_pq_internal.h"
 
@@ -80,32 +81,36 @@ static void watch_result(guard_pq *pq, const PGresult *result)
     }
 }
 
+/* Another session, perhaps on another server. */
+static void watch_reset(guard_pq *pq)
+{
+    pq->primary = 0;
+    pq->marks.prepared = 0;
+    pq->t.ended = pq->t.may_be_over ? GUARD_OPEN : GUARD_ROLLED_BACK;
+    pq->t.over = 1;
+    pq->marks.id[0] = '\0';
+    pq->marks.checked = pq->home_known = pq->prepared_end = 0;
+}
+
 static int on_event(PGEventId id, void *info, void *pass)
 {
     (void)pass;
     if (id == PGEVT_RESULTCREATE) {
         const PGEventResultCreate *event = info;
-        guard_pq *pq = PQinstanceData(event->conn, on_event);
-        if (pq != NULL && pq->marks.prepared && PQresultStatus(event->result) == PGRES_COMMAND_OK) {
-            guard_pq_marks_watch(pq, PQcmdStatus(event->result));
-        }
-        if (pq != NULL && pq->session.tx != NULL) {
-            watch_result(pq, event->result);
+        for (guard_pq *pq = PQinstanceData(event->conn, on_event); pq != NULL; pq = pq->outer) {
+            if (pq->marks.prepared && PQresultStatus(event->result) == PGRES_COMMAND_OK) {
+                guard_pq_marks_watch(pq, PQcmdStatus(event->result));
+            }
+            if (pq->session.tx != NULL) {
+                watch_result(pq, event->result);
+            }
         }
     } else if (id == PGEVT_CONNRESET) {
-        guard_pq *pq = PQinstanceData(((PGEventConnReset *)info)->conn, on_event);
-        if (pq != NULL) {
-            pq->primary = 0;
-            pq->marks.prepared = 0;
-            /* Another session, perhaps on another server. */
-            pq->t.ended = pq->t.may_be_over ? GUARD_OPEN : GUARD_ROLLED_BACK;
-            pq->t.over = 1;
-            pq->marks.id[0] = '\0';
-            pq->marks.checked = pq->home_known = pq->prepared_end = 0;
+        for (guard_pq *pq = PQinstanceData(((PGEventConnReset *)info)->conn, on_event); pq != NULL; pq = pq->outer) {
+            watch_reset(pq);
         }
     } else if (id == PGEVT_CONNDESTROY) {
-        guard_pq *pq = PQinstanceData(((PGEventConnDestroy *)info)->conn, on_event);
-        if (pq != NULL) {
+        for (guard_pq *pq = PQinstanceData(((PGEventConnDestroy *)info)->conn, on_event); pq != NULL; pq = pq->outer) {
             pq->conn = NULL;
         }
     }
@@ -134,8 +139,25 @@ static void on_notice(void *arg, const PGresult *notice)
 /* An adopted connection may have the procedure from an earlier adoption. */
 static int watch_connection(guard_pq *pq)
 {
+    pq->outer = PQinstanceData(pq->conn, on_event);
     return PQsetInstanceData(pq->conn, on_event, pq) ||
            (PQregisterEventProc(pq->conn, on_event, "libguard", NULL) && PQsetInstanceData(pq->conn, on_event, pq));
+}
+
+/* Two guards around one connection may end in any order. */
+static void unwatch_connection(guard_pq *pq)
+{
+    guard_pq *inner = PQinstanceData(pq->conn, on_event);
+    if (inner == pq) {
+        PQsetInstanceData(pq->conn, on_event, pq->outer);
+        return;
+    }
+    while (inner != NULL && inner->outer != pq) {
+        inner = inner->outer;
+    }
+    if (inner != NULL) {
+        inner->outer = pq->outer;
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------ making -- */
@@ -261,7 +283,7 @@ guard_pq *guard_pq_make_around(PGconn *raw, const guard_pq_options *options, gua
 void guard_pq_free(guard_pq *pq)
 {
     if (pq->conn != NULL) {
-        PQsetInstanceData(pq->conn, on_event, NULL);
+        unwatch_connection(pq);
         if (!pq->adopted) {
             PQfinish(pq->conn);
         }
@@ -411,6 +433,11 @@ static void release_connection(void *object)
         return;
     }
     int failed = guard_pq_end_session(pq, &error);
+    guard_error unlocked;
+    if (guard_pq_locks_release(pq, &unlocked) != 0 && pq->adopted && !failed) {
+        error = unlocked; /* where the session ends, its locks do */
+        failed = 1;
+    }
     guard_pq_call_begin(pq, &call);
     guard_pq_marks_close(pq);
     guard_pq_call_end(pq, &call);

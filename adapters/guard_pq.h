@@ -177,7 +177,9 @@ GUARD_API guard_pq *guard_pq_open_at(guard_scope *scope, const char *conninfo, c
 
 /*
  * Guards a connection that stays the caller's, until the scope closes: what was begun through the guard is then ended, and the
- * connection is as it was. If the program closes it before (PQfinish), the guard knows, and it is as if the wire were cut.
+ * connection is as it was. If the program closes it before (PQfinish), the guard knows, and it is as if the wire were cut. Several
+ * guards may be around one connection, as where a function that guards its part is called inside another's transaction: a
+ * transaction of the newer one is a savepoint of the older one's, and each sees all that is run.
  */
 #define guard_pq_adopt(scope, raw, options) guard_pq_adopt_at((scope), (raw), (options), GUARD_HERE)
 GUARD_API guard_pq *guard_pq_adopt_at(guard_scope *scope, PGconn *raw, const guard_pq_options *options,
@@ -454,7 +456,9 @@ GUARD_API int guard_pq_try_lock_at(guard_pq *pq, int64_t key, const guard_place 
 /*
  * The same for the session: released when the scope closes, over any number of transactions. Misuse inside a transaction. Refused
  * (GUARD_PQ_POOLER) behind a pooler, where the next statement may run in another session: see guard_pq_options.pooler. When
- * the lock cannot be released, the panic says so, and the connection is closed, or not given back to its pool, at its end.
+ * the lock cannot be released, the panic says so, and the connection is closed, or not given back to its pool, at its end. A
+ * connection that is closed or given back before that scope closes has released it. Its ticket dismissed, the lock is the session's until
+ * that ends, and a pool does not lend that again.
  */
 #define guard_pq_lock_session(scope, pq, key, wait_ms) \
     guard_pq_lock_session_at((scope), (pq), (key), (wait_ms), GUARD_HERE)

@@ -5,12 +5,16 @@
  * A session's lock belongs to the server's connection. Behind a pooler in transaction mode that is another one for each transaction:
  * the lock would be taken on one and released on another, and stay with whoever comes next. Such a pooler shows in that the number
  * it has given to us (PQbackendPID) is not that of the process that answers.
+ *
+ *     held, in pq->locks --its scope closes: unlocked--> freed
+ *            \--------------the connection is closed or given back first: unlocked--> over (lock->pq is NULL) --its scope closes--> freed
  */
 #include "guard_pq_internal.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 static int in_transaction(guard_pq *pq, const guard_place *place)
 {
@@ -65,14 +69,25 @@ int guard_pq_try_lock_at(guard_pq *pq, int64_t key, const guard_place *place)
 
 /* ------------------------------------------------------------------------------------------------ session -- */
 
-typedef struct session_lock {
-    guard_pq *pq;
+typedef struct guard_pq_session_lock {
+    guard_pq *pq; /* NULL once it is over */
+    struct guard_pq_session_lock *next;
     int64_t key;
     int64_t since; /* guard_dump_clock */
 } session_lock;
 
+static void unlink_lock(session_lock *lock)
+{
+    session_lock **at = &lock->pq->locks;
+    while (*at != lock) {
+        at = &(*at)->next;
+    }
+    *at = lock->next;
+    lock->pq = NULL;
+}
+
 /* 0; else the lock may still be held. */
-static int unlock(session_lock *lock, guard_error *error)
+static int unlock(const session_lock *lock, guard_error *error)
 {
     char sql[80];
     PGresult *result = NULL;
@@ -88,23 +103,47 @@ static int unlock(session_lock *lock, guard_error *error)
         code = error->code;
     }
     PQclear(result);
+    pq->discard |= code != 0;
+    return code;
+}
+
+int guard_pq_locks_release(guard_pq *pq, guard_error *error)
+{
+    int code = 0;
+    while (pq->locks != NULL) {
+        session_lock *lock = pq->locks;
+        guard_error later;
+        int failed = unlock(lock, code == 0 ? error : &later);
+        code = code != 0 ? code : failed;
+        unlink_lock(lock);
+    }
     return code;
 }
 
 static void release_lock(void *object)
 {
     session_lock *lock = object;
-    guard_pq *pq = lock->pq;
     guard_error error;
     int code = 0;
-    if (!guard_pq_disown_in_child(pq)) {
+    if (lock->pq != NULL && !guard_pq_disown_in_child(lock->pq)) {
         code = unlock(lock, &error);
+        unlink_lock(lock);
     }
     guard_deallocate(lock);
     if (code != 0) {
-        pq->discard = 1;
         guard_panic_error(&error);
     }
+}
+
+/* Nobody unlocks it any more, so it may be held as long as the session lives. */
+static void dismiss_lock(void *object)
+{
+    session_lock *lock = object;
+    if (lock->pq != NULL && lock->pq->pid == getpid()) {
+        lock->pq->discard = 1;
+        unlink_lock(lock);
+    }
+    guard_deallocate(lock);
 }
 
 static size_t describe_lock(const void *object, char *text, size_t size)
@@ -122,7 +161,7 @@ static const guard_kind session_lock_kind = {
     .name = "PostgreSQL advisory lock",
     .release = release_lock,
     .child = guard_deallocate,
-    .dismiss = guard_deallocate,
+    .dismiss = dismiss_lock,
     .describe = describe_lock,
     .since = lock_since,
     .action = "unlock",
@@ -168,9 +207,12 @@ guard_ticket guard_pq_lock_session_at(guard_scope *scope, guard_pq *pq, int64_t 
     lock->since = guard_dump_clock();
     snprintf(sql, sizeof(sql), "SELECT pg_advisory_lock(%" PRId64 ")", key);
     if (query_within(pq, sql, wait_ms, NULL, &error) != 0) {
-        pq->discard |= error.domain == GUARD_TIMEOUT; /* it may have been had in the moment of the cancel */
+        /* It may have been had in the moment of a cancel, whoever sent that, and no rollback takes it back. */
+        pq->discard |= error.sqlstate[0] == '\0' || strcmp(error.sqlstate, "57014") == 0;
         guard_deallocate(lock);
         guard_impl_panic_error(place, &error);
     }
+    lock->next = pq->locks;
+    pq->locks = lock;
     return guard_impl_defer_kind(scope, &session_lock_kind, lock, place);
 }

@@ -120,8 +120,10 @@ struct guard_pq {
     int64_t since;             /* guard_dump_clock; of a pool's: when it was taken */
     PQnoticeReceiver receiver; /* libpq's own, behind ours; only where we opened the connection */
     guard_ticket ticket;
+    guard_pq *outer; /* another guard, around the same connection before this one */
     guard_pq_flight *flight;
     guard_pq_canceller *canceller;
+    struct guard_pq_session_lock *locks; /* whose scopes are open */
     guard_pq_transaction t;
     guard_pq_session marks;
     guard_pq_home home;
@@ -306,6 +308,14 @@ void guard_pq_transaction_clear(guard_pq *pq);
 
 /* 'text', for SQL; 0 when it does not fit. Single quotes and, as E'', backslashes are doubled. */
 int guard_pq_literal(char *to, size_t size, const char *text);
+
+/* ---------------------------------------------------------------------------------------------- advisory locks -- */
+
+/*
+ * Releases the session's locks whose scopes are still open, before the connection is closed, given back or its caller's again. 0, or
+ * the first error's code: then one may still be held.
+ */
+int guard_pq_locks_release(guard_pq *pq, guard_error *error);
 
 /* ------------------------------------------------------------------------------------------------------ pool -- */
 

@@ -533,10 +533,11 @@ static int end_guarded(guard_pq *pq, int *rolled_back, guard_error *error)
     if (pq->flight != NULL) {
         guard_pq_flight_over(pq->flight);
     }
-    if (pq->session.tx == NULL) {
+    /* Handles whose scopes are still open must not point into what is somebody else's next. */
+    if (pq->session.tx == NULL && pq->session.handles == NULL) {
         return 0;
     }
-    *rolled_back = 1;
+    *rolled_back = pq->session.tx != NULL;
     int failed = guard_pq_end_session(pq, error);
     guard_error poison = pq->session.poison;
     guard_tx_session_open(&pq->session, &guard_pq_driver, pq);
@@ -550,6 +551,11 @@ void guard_pq_pool_give(guard_pq_pool *pool, guard_pq *pq)
     guard_pq_call call;
     int rolled_back = 0;
     int failed = end_guarded(pq, &rolled_back, &error);
+    guard_error unlocked;
+    if (guard_pq_locks_release(pq, &unlocked) != 0 && !failed) {
+        error = unlocked;
+        failed = 1;
+    }
     guard_pq_call_begin(pq, &call);
     int kept = clean(pool, pq, &rolled_back);
     guard_pq_call_end(pq, &call);
