@@ -3,7 +3,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include <guard/guard.h>
 #include <guard/guard_pq.h>
@@ -14,13 +13,6 @@
 #include "wire_proxy.h"
 
 #define PASSWORD "s3cret-Passw0rd"
-
-static int64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
 
 static guard_pq *open_pq(guard_scope *s)
 {

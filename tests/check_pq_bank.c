@@ -46,13 +46,6 @@ typedef struct clerk {
     int doubt_count;
 } clerk;
 
-static int64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 /* ---------------------------------------------------------------------------------------------------- clerks */
 
 static void transfer(guard_tx *tx, void *arg)

@@ -18,7 +18,7 @@
 #include "suite.h"
 #include "wire_proxy.h"
 
-#define WAIT_MS 10000
+#define WAIT_MS 60000
 
 static wire_proxy *proxy;
 

@@ -17,7 +17,7 @@
 
 #define NAME "it's \\ a name"
 #define NAME_SQL "E'it''s \\\\ a name'"
-#define WAIT_MS 10000
+#define WAIT_MS 60000
 
 static wire_proxy *proxy;
 
@@ -227,7 +227,7 @@ START_TEST(a_prepare_in_doubt_is_found_later_listed_and_after_its_second_phase)
         body b = {&c, id};
         ck_assert_int_eq(guard_pq_transact(pq, write_row, &b, &options, &result), GUARD_IN_DOUBT);
         wire_proxy_admit(proxy, WIRE_ADMIT);
-        options.resolve_ms = 2000;
+        options.resolve_ms = 20000;
         ck_assert_int_eq(guard_pq_resolve_from("", NULL, result.token, &options, &error), GUARD_PREPARED);
         server_run(i < 2 ? "COMMIT PREPARED " NAME_SQL : "ROLLBACK PREPARED " NAME_SQL);
         ck_assert_int_eq(guard_pq_resolve_from("", NULL, result.token, &options, &error),

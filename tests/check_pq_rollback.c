@@ -14,13 +14,6 @@
 #include "server.h"
 #include "suite.h"
 
-static int64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 static guard_pq *open_pq(guard_scope *s)
 {
     server_reset();

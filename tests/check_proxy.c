@@ -202,9 +202,9 @@ START_TEST(waiting_for_what_does_not_come_ends_at_its_limit)
     rig r;
     rig_open(&r, false);
     rig_connect(&r);
-    int64_t began = rig_now();
+    int64_t began = now_ms();
     ck_assert(!wire_proxy_wait(r.proxy, r.wire, WIRE_PASSED_TO_SERVER, 1, 50));
-    ck_assert_int_ge(rig_now() - began, 50);
+    ck_assert_int_ge(now_ms() - began, 50);
     ck_assert(!wire_proxy_wait(r.proxy, 2, WIRE_CONNECTED, 0, 0));
     rig_close(&r);
 }

@@ -570,7 +570,7 @@ static void return_after_one_that_left(void *arg)
     (void)arg;
     pthread_create(&thread, NULL, panic_and_leave, NULL);
     pthread_join(thread, NULL);
-    alarm(5);
+    alarm(8); /* exit waits for 10 s where a thread is in its last words */
     exit(0);
 }
 

@@ -6,7 +6,6 @@
 #include <pthread.h>
 #include <sched.h>
 #include <string.h>
-#include <time.h>
 
 #include <guard/guard.h>
 #include <guard/guard_sqlite.h>
@@ -27,13 +26,6 @@ static void open_database(guard_scope *s, const guard_sqlite_options *options)
     path = database_new(TABLE);
     db = guard_sqlite_open(s, path, options);
     other = database_raw(path);
-}
-
-static long now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
 static void run_sql(void *sql)
@@ -67,7 +59,7 @@ START_TEST(busy_at_begin_waits_to_the_deadline_and_says_what_to_do)
     guard_sqlite_tx_options options = {.busy_ms = 60};
     open_database(s, NULL);
     database_exec(other, "BEGIN IMMEDIATE");
-    long started = now_ms();
+    int64_t started = now_ms();
     const guard_error *error = expect_panic(begin_with, &options, GUARD_SQLITE, SQLITE_BUSY);
     ck_assert_int_ge(now_ms() - started, 60);
     ck_assert_str_eq(error->message, "database is locked");
@@ -88,7 +80,7 @@ START_TEST(busy_at_begin_on_an_adopted_handle_waits_as_long)
     const guard_sqlite_options options = {.busy_ms = 60};
     db = guard_sqlite_adopt(s, raw, &options);
     database_exec(other, "BEGIN IMMEDIATE");
-    long started = now_ms();
+    int64_t started = now_ms();
     expect_panic(begin_with, NULL, GUARD_SQLITE, SQLITE_BUSY);
     ck_assert_int_ge(now_ms() - started, 60);
     started = now_ms();
@@ -111,7 +103,7 @@ START_TEST(an_upgrade_from_reading_to_writing_against_a_writer_fails_at_once)
     /* In rollback-journal mode the other one waits for us to stop reading: its COMMIT takes PENDING. */
     sqlite3_busy_timeout(other, 0);
     ck_assert_int_eq(sqlite3_exec(other, "COMMIT", NULL, NULL, NULL), SQLITE_BUSY);
-    long started = now_ms();
+    int64_t started = now_ms();
     expect_panic(run_sql, (void *)"INSERT INTO t VALUES (1)", GUARD_SQLITE, SQLITE_BUSY);
     ck_assert_int_lt(now_ms() - started, 20000);
     guard_tx_rollback(tx);
@@ -226,7 +218,7 @@ START_TEST(a_locked_table_in_a_shared_cache_is_waited_for)
     db = guard_sqlite_open(s, uri, &shared);
     guard_tx *tx = guard_sqlite_begin(s, writer, NULL);
     guard_sqlite_exec(writer, "INSERT INTO t VALUES (1)");
-    long started = now_ms();
+    int64_t started = now_ms();
     const guard_error *error = expect_panic(begin_with, NULL, GUARD_SQLITE, SQLITE_LOCKED_SHAREDCACHE);
     ck_assert_int_ge(now_ms() - started, 60);
     ck_assert_msg(error->hint[0] != '\0', "no hint");
@@ -247,7 +239,7 @@ START_TEST(busy_at_commit_keeps_the_transaction_until_the_deadline_then_rolls_ba
     database_exec(other, "INSERT INTO t VALUES (8), (9)");
     sqlite3_prepare_v2(other, "SELECT id FROM t", -1, &reader, NULL);
     ck_assert_int_eq(sqlite3_step(reader), SQLITE_ROW);
-    long started = now_ms();
+    int64_t started = now_ms();
     ck_assert_int_eq(guard_sqlite_transact(db, insert_one, NULL, &options, &result), GUARD_ROLLED_BACK);
     ck_assert_int_ge(now_ms() - started, 60);
     ck_assert_int_eq(result.error.code, SQLITE_BUSY);
@@ -302,7 +294,7 @@ START_TEST(an_insert_returning_that_is_pending_at_commit_is_reset_and_kept)
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "INSERT INTO t VALUES (1), (2), (3) RETURNING id");
     ck_assert(guard_sqlite_step(stmt));
-    long started = now_ms();
+    int64_t started = now_ms();
     guard_tx_commit(tx);
     ck_assert_int_lt(now_ms() - started, 20000);
     ck_assert_int_eq(database_number(path, COUNT), 3);

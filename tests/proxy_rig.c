@@ -9,7 +9,6 @@
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "proxy_rig.h"
@@ -196,13 +195,6 @@ void rig_exchange(rig *r)
     rig_send(r->client, rig_request, RIG_REQUEST);
     rig_serve(r);
     rig_expect(r->client, rig_answer, RIG_ANSWER);
-}
-
-int64_t rig_now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
 /* ---- the tests of one program ---------------------------------------------------------------------------------- */

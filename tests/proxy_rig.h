@@ -78,8 +78,6 @@ void rig_serve(rig *r);
 /* The client sends the request, and gets the answer. */
 void rig_exchange(rig *r);
 
-int64_t rig_now(void); /* milliseconds */
-
 /* ---- the tests of one program ---------------------------------------------------------------------------------- */
 
 /* Loop tests over rig_local and rig_how: TCP with FIN and with RST, Unix sockets with FIN and with RST. */

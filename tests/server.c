@@ -12,6 +12,8 @@
 /* How long a server may take to start or to recover, and how often it may end a connection of ours meanwhile. */
 #define READY_SECONDS 60
 #define TRIES 5
+/* What is waited for by a query. */
+#define WAIT_MS 60000
 
 static void pause_a_moment(void)
 {
@@ -91,15 +93,10 @@ int64_t server_number(const char *sql)
 
 void server_wait(const char *sql, int64_t wanted)
 {
-    int64_t found = -1;
-    for (int tries = 0; tries < 10000; tries++) {
-        found = server_number(sql);
-        if (found == wanted) {
-            return;
-        }
-        pause_a_moment();
+    int64_t end = now_ms() + WAIT_MS;
+    for (int64_t found; (found = server_number(sql)) != wanted; pause_a_moment()) {
+        ck_assert_msg(now_ms() < end, "%s is %lld, not %lld", sql, (long long)found, (long long)wanted);
     }
-    ck_abort_msg("%s is %lld, not %lld", sql, (long long)found, (long long)wanted);
 }
 
 /* A test that failed may have left the server waiting for a standby that is not there. */

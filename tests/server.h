@@ -15,7 +15,7 @@ void server_run(const char *sql);
 /* The one value of a query as a number; -1 for NULL or no row. */
 int64_t server_number(const char *sql);
 
-/* Waits until the query's number is the wanted one; fails the test after 10 s. */
+/* Waits until the query's number is the wanted one; fails the test after a minute. */
 void server_wait(const char *sql, int64_t wanted);
 
 /* Table t(id integer primary key, note text) and the marker table, empty. */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "suite.h"
 
@@ -8,6 +9,13 @@ int suite_under_valgrind(void)
 {
     const char *preloaded = getenv("LD_PRELOAD"); /* valgrind puts its replacement of malloc there */
     return preloaded != NULL && strstr(preloaded, "vgpreload") != NULL;
+}
+
+int64_t now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
 int suite_run(const char *name, const TTest *const *tests, size_t count)

@@ -13,6 +13,7 @@
 
 #include <check.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 
 /* Returns the exit status for main. */
@@ -39,6 +40,9 @@ int suite_run(const char *name, const TTest *const *tests, size_t count);
 
 #define ck_assert_has(text, part) \
     ck_assert_msg(strstr((text), (part)) != NULL, "\"%s\" should contain \"%s\"", (text), (part))
+
+/* Milliseconds of the monotonic clock. What a machine needs for something is no more to be asserted than that it is not for ever. */
+int64_t now_ms(void);
 
 /* For a test that does on purpose what valgrind reports, such as reading what was never written. */
 int suite_under_valgrind(void);
