@@ -143,10 +143,8 @@ int guard_cancelled(void)
 void guard_thread_wake(guard_thread *thread)
 {
     if (thread->wake >= 0 && !thread->is_woken) {
-        uint64_t one = 1;
-        ssize_t written = write(thread->wake, &one, sizeof one);
         /* It cannot fail: the counter was 0. */
-        __atomic_store_n(&thread->is_woken, written == sizeof one, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&thread->is_woken, guard_wake_write(thread->wake), __ATOMIC_SEQ_CST);
     }
 }
 
@@ -206,9 +204,7 @@ int guard_cancel_descriptor(void)
         if (is_due) {
             guard_thread_wake(thread);
         } else if (thread->is_woken) { /* by a cancel that was cleared */
-            uint64_t count;
-            ssize_t got = read(thread->wake, &count, sizeof count);
-            __atomic_store_n(&thread->is_woken, got != sizeof count, __ATOMIC_SEQ_CST);
+            __atomic_store_n(&thread->is_woken, !guard_wake_take(thread->wake), __ATOMIC_SEQ_CST);
         }
     }
     int wake = thread->wake;

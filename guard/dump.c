@@ -126,6 +126,7 @@ static void dump_answer(void)
 static void dump_handle(int signo, siginfo_t *info, void *context)
 {
     int saved = errno;
+    int state = guard_cancel_shut(); /* the code that was interrupted may be anywhere */
     (void)signo;
     (void)context;
     if (info->si_code == SI_QUEUE && info->si_pid == getpid() && info->si_value.sival_ptr == &dump_cookie) {
@@ -134,6 +135,7 @@ static void dump_handle(int signo, siginfo_t *info, void *context)
         __atomic_store_n(&dump_asked, 1, __ATOMIC_SEQ_CST);
         guard_watch_poke();
     }
+    guard_cancel_restore(state);
     errno = saved;
 }
 
@@ -153,7 +155,7 @@ static void writer_flush(dump_writer *to)
     while (to->length > 0 && to->error == 0) {
         struct pollfd room = {.fd = to->fd, .events = POLLOUT};
         int ready = poll(&room, 1, GUARD_DUMP_WRITE_MS);
-        ssize_t written = ready > 0 ? write(to->fd, text, to->length) : -1;
+        ssize_t written = ready > 0 ? guard_write_quietly(to->fd, text, to->length) : -1;
         if (ready == 0) {
             to->error = ETIMEDOUT;
         } else if (written < 0 && errno != EINTR && errno != EAGAIN) {
@@ -418,17 +420,16 @@ static int dump_locked(int fd)
 
 int guard_dump(int fd)
 {
-    int cancel;
     int code = ETIMEDOUT;
     if (fd < 0) {
         return EBADF; /* poll would pass it over, and wait */
     }
-    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+    int state = guard_cancel_shut();
     if (dump_take_turn()) {
         code = dump_locked(fd);
         pthread_mutex_unlock(&dump_lock);
     }
-    pthread_setcancelstate(cancel, NULL);
+    guard_cancel_restore(state);
     return code;
 }
 

@@ -280,6 +280,7 @@ static void fatal_die(int signo, const siginfo_t *info, const void *context, con
 static void fatal_handle(int signo, siginfo_t *info, void *context)
 {
     int saved = errno;
+    int state = guard_cancel_shut(); /* else this thread would be cancelled in here, and the process live on */
     guard_fault_refusal refusal = {NULL, 0};
     jmp_buf *way_out = fatal_way_out;
     if (way_out != NULL && (info->si_code > 0 || signo == SIGABRT)) {
@@ -287,6 +288,7 @@ static void fatal_handle(int signo, siginfo_t *info, void *context)
     }
     if (fatal_is_running) {
         fatal_again(signo, info);
+        guard_cancel_restore(state);
         return;
     }
     fatal_is_running = true;
@@ -294,6 +296,7 @@ static void fatal_handle(int signo, siginfo_t *info, void *context)
         fatal_die(signo, info, context, &refusal);
     }
     fatal_is_running = false;
+    guard_cancel_restore(state);
     errno = saved;
 }
 

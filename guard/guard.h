@@ -483,7 +483,8 @@ GUARD_API guard_misuse_fn *guard_misuse_handler(guard_misuse_fn *handler);
 typedef void guard_fatal_fn(const guard_error *error, const char *report);
 GUARD_API guard_fatal_fn *guard_fatal_handler(guard_fatal_fn *handler);
 
-/* Called with one line that is worth knowing but fails nothing, such as a latch dropped; by default it goes to stderr. */
+/* Called with one line that is worth knowing but fails nothing, such as a latch dropped; by default it goes to stderr, where
+ * it is lost if nobody takes it for a second. SIGPIPE is not raised, by reports neither. */
 typedef void guard_note_fn(const char *text);
 GUARD_API guard_note_fn *guard_note_handler(guard_note_fn *handler);
 GUARD_API void guard_note(const char *format, ...) GUARD_PRINTF(1, 2);

@@ -61,7 +61,7 @@ extern "C" {
 /*
  * Writes it to fd, which stays open. Returns 0, or errno: of writing (ETIMEDOUT: nobody reads), EBUSY where the program has a SIGURG handler of
  * its own and guard_dump_on_signal was not called (then only the calling thread is shown), ETIMEDOUT while other threads' dumps go on.
- * Never panics. Any thread, also one that has not used the library; one dump at a time. Not in a signal handler, nor in a describe.
+ * Never panics, nor raises SIGPIPE. Any thread, also one that has not used the library; one dump at a time. Not in a signal handler, nor in a describe.
  */
 GUARD_API int guard_dump(int fd);
 

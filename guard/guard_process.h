@@ -13,7 +13,9 @@
  *   where your code is built with -fexceptions, as `pkg-config --cflags guard` says. Scopes that were passed without being run lie
  *   in frames that are gone: when the thread has ended, those of their registrations that do not need the frames
  *   (kinds with GUARD_KIND_HEAP) are released, and the others are reported by guard_note. guard_exit_thread needs no flag.
- *   Asynchronous cancellation (PTHREAD_CANCEL_ASYNCHRONOUS) is not supported.
+ *   Asynchronous cancellation (PTHREAD_CANCEL_ASYNCHRONOUS) is not supported. What the library writes and waits for on its own account
+ *   (notes, logs, wakes, reports, and all that its signal handlers do) is no cancellation point: a thread with a cancel pending still dies
+ *   of a panic that nobody recovers, or of a fatal signal, and takes the process along.
  *
  *   A deferred function that panics while the thread is cancelled has nobody to recover it: it is reported and the process aborts.
  *

@@ -477,6 +477,31 @@ bool guard_lock_within(pthread_mutex_t *lock, int64_t ms);
 int64_t guard_clock(void);
 #define CLOCK_NEVER INT64_MAX
 
+/*
+ * Between the two pthread_cancel(3) does not end this thread: what would be left half done, or with a lock held. All that they need lies in the
+ * thread's own memory, so that a signal handler may use them.
+ */
+static inline int guard_cancel_shut(void)
+{
+    int state;
+    (void)pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state); /* fails only for another constant */
+    return state;
+}
+
+static inline void guard_cancel_restore(int state)
+{
+    (void)pthread_setcancelstate(state, NULL);
+}
+
+/* write.c. All of these are async-signal-safe, no cancellation points, and raise no SIGPIPE. */
+/* As write(2), once poll(2) has said that there is room: then it does not wait for more. What is no file or socket gets at most PIPE_BUF bytes. */
+ssize_t guard_write_quietly(int fd, const char *text, size_t size);
+/* All of it. 0 or errno: ETIMEDOUT where nobody takes anything for `ms`. */
+int guard_write_within(int fd, const char *text, size_t size, int ms);
+/* For an eventfd: adds one; takes what is there. False where that could not be done, or nothing was there. */
+bool guard_wake_write(int descriptor);
+bool guard_wake_take(int descriptor);
+
 /* What counts at this place: whether a mask is on, and the nearest deadline inside it. */
 typedef struct guard_limits {
     bool is_masked;

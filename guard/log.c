@@ -80,11 +80,15 @@ static void log_free(guard_log *log)
 static void log_close(void *arg)
 {
     guard_log *log = arg;
+    int state = guard_cancel_shut();
     guard_collector_close(&log->collector);
     guard_log_delist(log);
-    if (guard_log_stop(log)) {
+    bool is_stopped = guard_log_stop(log);
+    if (is_stopped) {
         log_free(log);
-    } else {
+    }
+    guard_cancel_restore(state);
+    if (!is_stopped) {
         guard_note("log %s: its thread hangs in a write, so that the log is left as it is", log->name);
     }
 }

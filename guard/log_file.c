@@ -25,7 +25,10 @@
 /* O_NONBLOCK is for a FIFO, which without a reader is an error then; a file knows nothing of it. */
 static int path_open(const char *path)
 {
-    return open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0640);
+    int state = guard_cancel_shut(); /* its caller has allocated the path */
+    int descriptor = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0640);
+    guard_cancel_restore(state);
+    return descriptor;
 }
 
 /* Takes the open file; the former one is closed. */

@@ -44,7 +44,9 @@ static int descriptor_duplicate(int descriptor, mode_t mode)
 void guard_sink_open_descriptor(guard_log_sink *sink, int descriptor)
 {
     struct stat status = {.st_mode = 0};
+    int state = guard_cancel_shut(); /* the log may be on no scope yet */
     int own = fstat(descriptor, &status) == 0 ? descriptor_duplicate(descriptor, status.st_mode) : -1;
+    guard_cancel_restore(state);
     atomic_store(&sink->descriptor, own);
     sink->is_regular = S_ISREG(status.st_mode);
     sink->is_socket = S_ISSOCK(status.st_mode);

@@ -153,9 +153,8 @@ void guard_log_wake(guard_log *log)
 {
     if (atomic_load(&log->is_asleep) && atomic_exchange(&log->is_asleep, false)) {
         int error = errno;
-        uint64_t one = 1;
-        ssize_t written = write(atomic_load(&log->wake), &one, sizeof one);
-        (void)written; /* it fails only where the count is at its end, and then it is readable */
+        (void)guard_wake_write(
+            atomic_load(&log->wake)); /* false only where the count is at its end, and then it is readable */
         errno = error;
     }
 }
@@ -207,9 +206,7 @@ static void writer_sleep(guard_log *log, writer *w)
         poll(&wake, 1, (int)earlier(ms, 3600000));
     }
     atomic_store(&log->is_asleep, false);
-    uint64_t count;
-    ssize_t got = read(atomic_load(&log->wake), &count, sizeof count);
-    (void)got; /* nothing where nobody woke us */
+    (void)guard_wake_take(atomic_load(&log->wake)); /* nothing where nobody woke us */
 }
 
 /* Nobody else writes while this thread lives, but who is dying. */
@@ -335,6 +332,7 @@ static void write_here(guard_log *log)
     sigset_t raised = write_signals();
     sigset_t before;
     sigset_t pending;
+    int state = guard_cancel_shut();
     pthread_sigmask(SIG_BLOCK, &raised, &before);
     sigpending(&pending);
     if (!atomic_exchange(&log->is_writing, true)) {
@@ -346,6 +344,7 @@ static void write_here(guard_log *log)
            sigtimedwait(&raised, NULL, &now) > 0) {
     }
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+    guard_cancel_restore(state);
 }
 
 int guard_log_flush(guard_log *log, int64_t ms)
@@ -513,6 +512,7 @@ static void write_dying(guard_log *log)
 void guard_log_flush_in_signal(void)
 {
     int error = errno;
+    int state = guard_cancel_shut();
     sigset_t raised = write_signals();
     pthread_sigmask(SIG_BLOCK, &raised, NULL); /* so that it dies of the signal that it dies of */
     for (size_t i = 0; i < LOGS; i++) {
@@ -521,5 +521,6 @@ void guard_log_flush_in_signal(void)
             write_dying(log);
         }
     }
+    guard_cancel_restore(state);
     errno = error;
 }

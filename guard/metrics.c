@@ -315,23 +315,38 @@ static void ask(void *arg)
     this->collector->fn(this->page, this->collector->arg);
 }
 
-void guard_metrics_gather(guard_metrics_page *page)
+/* Under the lock. Returns how many of them panicked; *first is filled then. */
+static uint32_t collectors_ask(guard_metrics_page *page, guard_error *first)
 {
-    uint64_t sums[GUARD_METRICS_SLOTS];
-    GUARD_AUTO(s);
-    guard_mask(s); /* a cancel is for the one who reads, not for those who are asked */
-    pthread_mutex_lock(&lock);
-    uint64_t ran = guard_counts_sum(sums);
-    core_put(page, sums, ran);
-    entries_put(page, sums);
+    uint32_t failed = 0;
     for (const guard_collector *collector = collectors; collector != NULL; collector = collector->next) {
         guard_error error;
         asking this = {collector, page};
         size_t mark = guard_page_mark(page);
-        if (guard_run(ask, &this, &error) != 0) {
+        if (guard_run(ask, &this, failed == 0 ? first : &error) != 0) {
             guard_page_cut(page, mark);
-            guard_note("a collector of metrics failed: %s", error.message);
+            failed++;
         }
     }
+    return failed;
+}
+
+/* A cancel, of either kind, is for the one who reads and not for those who are asked. What is noted is noted without the lock: by a program's function. */
+void guard_metrics_gather(guard_metrics_page *page)
+{
+    uint64_t sums[GUARD_METRICS_SLOTS];
+    guard_error first;
+    GUARD_AUTO(s);
+    guard_mask(s);
+    int state = guard_cancel_shut();
+    pthread_mutex_lock(&lock);
+    uint64_t ran = guard_counts_sum(sums);
+    core_put(page, sums, ran);
+    entries_put(page, sums);
+    uint32_t failed = collectors_ask(page, &first);
     pthread_mutex_unlock(&lock);
+    guard_cancel_restore(state);
+    if (failed > 0) {
+        guard_note("%u collector%s of metrics failed: %s", failed, failed == 1 ? "" : "s, the first", first.message);
+    }
 }

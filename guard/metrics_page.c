@@ -11,10 +11,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdlib.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include "internal.h"
 
@@ -23,8 +20,6 @@
 #define LABELS_PUT 512U /* a collector's number may have more labels than a counter */
 #define SECOND 1000000000
 #define WRITE_MS 10000
-/* A pipe that poll(2) calls writable takes so many bytes at once (PIPE_BUF). */
-#define WRITE_MOST 4096U
 
 typedef struct sample {
     const guard_metric *metric;
@@ -417,34 +412,6 @@ char *guard_metrics_text(guard_scope *scope, size_t *size)
     return text;
 }
 
-/*
- * write(2) without SIGPIPE: it is held back and, where this call raised it, taken. A socket is told instead. Neither may block, for poll has
- * said that there is room.
- */
-static ssize_t write_quietly(int fd, const char *text, size_t size)
-{
-    ssize_t sent = send(fd, text, size, MSG_NOSIGNAL | MSG_DONTWAIT);
-    if (sent >= 0 || errno != ENOTSOCK) {
-        return sent;
-    }
-    sigset_t pipe_signal;
-    sigset_t pending;
-    sigset_t before;
-    sigemptyset(&pipe_signal);
-    sigaddset(&pipe_signal, SIGPIPE);
-    sigpending(&pending);
-    pthread_sigmask(SIG_BLOCK, &pipe_signal, &before);
-    sent = write(fd, text, size < WRITE_MOST ? size : WRITE_MOST);
-    int error = errno;
-    if (sent < 0 && error == EPIPE && !sigismember(&pending, SIGPIPE)) {
-        const struct timespec now = {0, 0};
-        sigtimedwait(&pipe_signal, NULL, &now);
-    }
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    errno = error;
-    return sent;
-}
-
 size_t guard_metrics_write(int fd)
 {
     GUARD_AUTO(s);
@@ -454,7 +421,7 @@ size_t guard_metrics_write(int fd)
         if (guard_wait_descriptor(fd, POLLOUT, WRITE_MS) == 0) {
             guard_panic_in(GUARD_TIMEOUT, ETIMEDOUT, "nobody took the metrics for %d ms", WRITE_MS);
         }
-        ssize_t more = write_quietly(fd, text + written, size - written);
+        ssize_t more = guard_write_quietly(fd, text + written, size - written);
         if (more < 0 && errno != EINTR && errno != EAGAIN) {
             guard_panic_os("cannot write the metrics");
         }

@@ -4,6 +4,8 @@
 
 #include "internal.h"
 
+#define NOTE_MS 1000 /* that nobody reads standard error */
+
 static guard_misuse_fn *misuse_handler;
 static guard_note_fn *note_handler;
 
@@ -72,6 +74,5 @@ void guard_note(const char *format, ...)
     char line[sizeof escaped + 16];
     guard_text_escape(escaped, sizeof escaped, text);
     int length = snprintf(line, sizeof line, "guard: note: %s\n", escaped);
-    ssize_t written = write(STDERR_FILENO, line, (size_t)length);
-    (void)written; /* there is nobody to tell */
+    (void)guard_write_within(STDERR_FILENO, line, (size_t)length, NOTE_MS); /* there is nobody to tell */
 }

@@ -9,7 +9,6 @@
  * report is written as one piece, under report_lock. Who has written waits for those that have begun before it ends the process, and so does
  * exit(3) (Go's rules, for the same reason: the report is all that is left). Each wait ends.
  */
-#include <errno.h>
 #include <stdlib.h>
 #include <sys/prctl.h>
 #include <time.h>
@@ -102,23 +101,6 @@ typedef struct report_text {
     size_t length;
 } report_text;
 
-static void report_write(const report_text *report)
-{
-    const char *text = report->text;
-    size_t length = report->length;
-    while (length > 0) {
-        ssize_t written = write(STDERR_FILENO, text, length);
-        if (written < 0 && errno == EINTR) {
-            continue;
-        }
-        if (written <= 0) {
-            return;
-        }
-        text += written;
-        length -= (size_t)written;
-    }
-}
-
 static void report_grow(report_text *report, size_t added)
 {
     report->length += added;
@@ -161,6 +143,7 @@ void guard_report_uncaught(const guard_error *error)
 {
     report_text report;
     guard_trace trace;
+    int state = guard_cancel_shut(); /* a thread that dies of its panic takes the process along */
     guard_report_begin();
     if (guard_trace_of(error, &trace) == 0 && guard_trace_every >= 0) {
         /* Caught on the way here, as by guard_exit_thread: its own stack is better than none. */
@@ -168,7 +151,7 @@ void guard_report_uncaught(const guard_error *error)
     }
     bool is_mine = guard_lock_within(&report_lock, TURN_MS);
     report_fill(&report, error, &trace);
-    report_write(&report);
+    (void)guard_write_within(STDERR_FILENO, report.text, report.length, TURN_MS);
     guard_symbol_forget();
     if (is_mine) {
         pthread_mutex_unlock(&report_lock);
@@ -178,6 +161,7 @@ void guard_report_uncaught(const guard_error *error)
     if (guard_at_death != NULL) {
         guard_at_death();
     }
+    guard_cancel_restore(state);
     if (fatal_handler != NULL) {
         fatal_handler(error, report.text);
     }

@@ -29,10 +29,8 @@ static int64_t watch_next = CLOCK_NEVER;
 void guard_watch_poke(void)
 {
     int descriptor = __atomic_load_n(&watch_descriptor, __ATOMIC_SEQ_CST);
-    uint64_t one = 1;
     if (descriptor >= 0) {
-        ssize_t written = write(descriptor, &one, sizeof one);
-        (void)written; /* EAGAIN: it has been poked 2^64 - 2 times already */
+        (void)guard_wake_write(descriptor); /* false: it has been poked 2^64 - 2 times already */
     }
 }
 
@@ -94,9 +92,7 @@ static void watch_sleep(int64_t until)
         time.tv_nsec = left % 1000000000;
     }
     if (ppoll(&poked, 1, until == CLOCK_NEVER ? NULL : &time, NULL) > 0) {
-        uint64_t count;
-        ssize_t got = read(watch_descriptor, &count, sizeof count);
-        (void)got;
+        (void)guard_wake_take(watch_descriptor);
     }
 }
 
