@@ -217,6 +217,26 @@ START_TEST(foreign_keys_of_several_columns_and_odd_texts_are_told_apart)
 }
 END_TEST
 
+/* The server refuses the first pieces of the chunk while the last ones are still to be read. */
+START_TEST(what_is_bad_early_or_late_in_a_long_chunk_costs_no_other_row)
+{
+    make_table("CREATE TABLE t(a int PRIMARY KEY, b text)");
+    FILE *file = fopen("f.csv", "w");
+    fputs("a,b\n", file);
+    for (int i = 1; i <= 20000; i++) {
+        fprintf(file, i == 3 || i == 19999 ? "bad%d,x\n" : i == 2 || i == 19998 ? "%d\n" : "%d,some text\n", i);
+    }
+    fclose(file);
+    load_output output = load_run(DB "--into t --batch 20000 --json f.csv");
+    load_expect(output, 3);
+    ck_assert_int_eq(load_json(output, "rows_loaded"), 19996);
+    ck_assert_int_eq(load_json(output, "rows_rejected"), 4);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t"), 19996);
+    ck_assert_int_eq(server_number("SELECT sum(line) FROM guard_load_reject WHERE code = 'columns'"), 3 + 19999);
+    ck_assert_int_eq(server_number("SELECT sum(line) FROM guard_load_reject WHERE code = 'type'"), 4 + 20000);
+}
+END_TEST
+
 START_TEST(many_bad_rows_are_affordable)
 {
     make_table("CREATE TABLE parent(p int PRIMARY KEY); INSERT INTO parent VALUES (0);"
@@ -607,6 +627,7 @@ int main(void)
         a_late_check_over_several_rows_rejects_only_those_of_what_is_wrong,
         a_bad_row_does_not_keep_out_a_good_one_that_it_conflicts_with,
         foreign_keys_of_several_columns_and_odd_texts_are_told_apart,
+        what_is_bad_early_or_late_in_a_long_chunk_costs_no_other_row,
         many_bad_rows_are_affordable,
         a_complete_file_is_not_loaded_again_unless_it_is_asked_for,
         new_content_under_an_unfinished_name_is_refused_until_it_is_forgotten,

@@ -35,6 +35,9 @@
 
 #include <guard/guard_file.h>
 
+/* Of rows, before they are sent. Reading 10,000 rows takes about 2 ms; the server had nothing to do meanwhile. */
+#define PIECE_BYTES 32768
+
 /* A row that the server took and did not keep. */
 #define IGNORED_BY_TRIGGER "a trigger of the table ignored the row"
 #define IGNORED_CODE 1
@@ -102,13 +105,10 @@ static long named_row(guard_pq *pq, const char *relation)
 /* ------------------------------------------------------------------------------------------------- one try -- */
 
 /* Rows that follow each other are sent as one. */
-static void put_rows(const pq_try *attempt)
+static void put_order(guard_pq_copy *copy, const pq_try *attempt)
 {
-    const pq_worker *w = attempt->worker;
-    const pq_chunk *chunk = &w->chunk;
+    const pq_chunk *chunk = &attempt->worker->chunk;
     const size_t *order = attempt->order;
-    GUARD_AUTO(s);
-    guard_pq_copy *copy = guard_pq_copy_in(s, w->link->pq, w->target->copy);
     for (size_t i = attempt->from; i < attempt->to;) {
         size_t first = order[i];
         size_t end = first;
@@ -117,6 +117,33 @@ static void put_rows(const pq_try *attempt)
             end++;
         }
         guard_pq_copy_put(copy, chunk->text + chunk->begins[first], chunk->begins[end] - chunk->begins[first]);
+    }
+}
+
+/* The server takes the rows of one piece while the next one is read. */
+static void put_chunk(guard_pq_copy *copy, pq_try *attempt)
+{
+    pq_worker *w = attempt->worker;
+    size_t sent = 0;
+    int more = 1;
+    while (more || sent < w->chunk.text_size) {
+        size_t size = w->chunk.text_size;
+        guard_pq_copy_put(copy, w->chunk.text + sent, size - sent);
+        sent = size;
+        more = more && pq_rows_read(w, PIECE_BYTES);
+    }
+    attempt->to = w->chunk.count;
+}
+
+static void put_rows(pq_try *attempt)
+{
+    pq_worker *w = attempt->worker;
+    GUARD_AUTO(s);
+    guard_pq_copy *copy = guard_pq_copy_in(s, w->link->pq, w->target->copy);
+    if (attempt->order == NULL) {
+        put_chunk(copy, attempt);
+    } else {
+        put_order(copy, attempt);
     }
     if ((size_t)guard_pq_copy_end(copy) != attempt->to - attempt->from) {
         guard_panic(IGNORED_CODE, "%s", IGNORED_BY_TRIGGER);
@@ -144,13 +171,17 @@ static void run_try(guard_tx *tx, void *arg)
 int pq_copy_try(pq_try *attempt, guard_tx *tx)
 {
     pq_worker *w = attempt->worker;
-    attempt->hint = attempt->to;
     if (guard_tx_nested(tx, run_try, attempt, &attempt->result) == GUARD_RELEASED) {
         return 1;
     }
     if (!pq_copy_is_row_fault(&attempt->result.error)) {
         guard_panic_error(&attempt->result.error);
     }
+    if (attempt->order == NULL) {
+        pq_rows_read(w, SIZE_MAX);
+        attempt->to = w->chunk.count;
+    }
+    attempt->hint = attempt->to;
     long row = attempt->checking ? -1 : named_row(w->link->pq, w->target->relation);
     if (row >= 0 && (size_t)row < attempt->to - attempt->from) {
         attempt->hint = attempt->from + (size_t)row;
@@ -179,19 +210,21 @@ static int is_foreign_key(const guard_error *error)
 
 void pq_copy_rows(pq_worker *w, guard_tx *tx)
 {
+    pq_try attempt = {.worker = w};
+    if (pq_copy_try(&attempt, tx)) {
+        w->loaded += attempt.to;
+        return;
+    }
     GUARD_AUTO(s);
     size_t count = w->chunk.count;
     size_t *order = pq_copy_order(s, w);
-    pq_try attempt = {.worker = w, .order = order};
     size_t window = count;
     size_t named = count; /* this row was named */
     size_t last = count;  /* from here on they are accused */
     int asked = 0;
-    while (attempt.from < count) {
-        size_t end = attempt.from < last ? last : count;
-        size_t rows = attempt.from == named ? 1 : window;
-        attempt.to = attempt.from + (rows < end - attempt.from ? rows : end - attempt.from);
-        if (pq_copy_try(&attempt, tx)) {
+    attempt.order = order;
+    for (int taken = 0; attempt.from < count; taken = pq_copy_try(&attempt, tx)) {
+        if (taken) {
             w->loaded += attempt.to - attempt.from;
             attempt.from = attempt.to;
             window = attempt.from == last ? 1 : window < count ? window * 2 : window;
@@ -210,5 +243,11 @@ void pq_copy_rows(pq_worker *w, guard_tx *tx)
         } else {
             window = (attempt.to - attempt.from) / 2;
         }
+        if (attempt.from == count) {
+            break;
+        }
+        size_t end = attempt.from < last ? last : count;
+        size_t rows = attempt.from == named ? 1 : window;
+        attempt.to = attempt.from + (rows < end - attempt.from ? rows : end - attempt.from);
     }
 }

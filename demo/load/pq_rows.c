@@ -112,19 +112,33 @@ static void take_row(pq_worker *w, const load_row *row)
     }
 }
 
-void pq_rows_read(pq_worker *w)
+void pq_rows_begin(pq_worker *w)
 {
     pq_chunk *chunk = &w->chunk;
     chunk->read = chunk->count = chunk->text_size = 0;
     make_room(w, 0);
     chunk->begins[0] = 0;
     reader_seek(w->reader, chunk->at);
+}
+
+int pq_rows_read(pq_worker *w, size_t size)
+{
+    pq_chunk *chunk = &w->chunk;
+    size_t before = chunk->text_size;
     load_row row;
-    while (reader_tell(w->reader).offset < chunk->end && reader_next(w->reader, &row)) {
+    while (reader_tell(w->reader).offset < chunk->end) {
+        if (chunk->text_size - before >= size) {
+            return 1;
+        }
+        if (!reader_next(w->reader, &row)) {
+            break;
+        }
         chunk->read++;
         take_row(w, &row);
     }
     if (reader_tell(w->reader).offset != chunk->end) {
         guard_panic(EXIT_FAILED, "%s changed while it was being loaded", source_name(w->source));
     }
+    chunk->malformed = w->rejects.count;
+    return 0;
 }

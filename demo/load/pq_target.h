@@ -127,6 +127,7 @@ typedef struct pq_chunk {
     load_position at;
     uint64_t end; /* offset */
     uint64_t read;
+    size_t malformed; /* rejected when they were read, of those that are read */
 
     char *text; /* the sound rows as COPY's text format */
     size_t text_size;
@@ -162,12 +163,18 @@ typedef struct pq_worker {
     int waits; /* other workers have the chunks that are left */
 } pq_worker;
 
-/* Reads the chunk's rows; those that are no rows of the plan are rejected. */
-void pq_rows_read(pq_worker *worker);
+/* Goes to the beginning of the chunk's rows. */
+void pq_rows_begin(pq_worker *worker);
+
+/*
+ * Reads rows of the chunk until `size` bytes of text are added; those that are no rows of the plan are rejected. 1 while there are more,
+ * 0 when all are read.
+ */
+int pq_rows_read(pq_worker *worker, size_t size);
 
 void pq_reject_add(pq_worker *worker, load_position at, const char *code, const char *reason);
 
-/* Puts the chunk's rows into the table, in the transaction; those that it refuses are rejected. */
+/* Puts the chunk's rows into the table, in the transaction, also those that are still to be read; those that it refuses are rejected. */
 void pq_copy_rows(pq_worker *worker, guard_tx *tx);
 
 /* The same where rows are checked late. */
@@ -176,7 +183,7 @@ void pq_deferred_rows(pq_worker *worker, guard_tx *tx);
 /* One try to put rows `from` up to `to` of an order of rows into the table. */
 typedef struct pq_try {
     pq_worker *worker;
-    const size_t *order;
+    const size_t *order; /* NULL: all rows of the chunk as they are read; `to` is set then, also where the try fails */
     size_t from;
     size_t to;
     int check;    /* also the constraints that are checked late */

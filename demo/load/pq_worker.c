@@ -219,16 +219,16 @@ static void put_plain(guard_tx *tx, void *arg)
 /* Rows as they come; where a constraint that is checked late then fails, all over again with more care. */
 static void put_rows(pq_worker *w, guard_tx *tx)
 {
-    size_t rejected = w->rejects.count;
     guard_result result;
     w->loaded = 0;
-    if (w->chunk.count == 0 || guard_tx_nested(tx, put_plain, w, &result) == GUARD_RELEASED) {
+    pq_rows_begin(w);
+    if ((!pq_rows_read(w, 1) && w->chunk.count == 0) || guard_tx_nested(tx, put_plain, w, &result) == GUARD_RELEASED) {
         return;
     }
     if (!w->checking || !pq_copy_is_row_fault(&result.error)) {
         guard_panic_error(&result.error);
     }
-    w->rejects.count = rejected;
+    w->rejects.count = w->chunk.malformed;
     w->loaded = 0;
     pq_deferred_rows(w, tx);
 }
@@ -254,7 +254,6 @@ static void load_chunk(guard_tx *tx, void *arg)
     if (!w->claimed) {
         return;
     }
-    pq_rows_read(w);
     put_rows(w, tx);
     save_rejects(w);
     finish_chunk(w, pq);
@@ -263,45 +262,74 @@ static void load_chunk(guard_tx *tx, void *arg)
 
 /* ------------------------------------------------------------------------------------ cutting, completing -- */
 
-/* Cuts one chunk at the reader's place: 1, or 0 at the end of the file. */
-static int cut_chunk(pq_worker *w, guard_pq *pq, uint64_t number)
+/* One column of the chunks that are cut, as an array of SQL's. */
+typedef struct cut_column {
+    char text[CUT_CHUNKS * 21 + 2];
+    size_t used;
+} cut_column;
+
+static void cut_column_add(cut_column *column, uint64_t value)
 {
-    GUARD_AUTO(s);
-    load_position begin = reader_tell(w->reader);
+    column->used += (size_t)snprintf(column->text + column->used, sizeof column->text - column->used, "%c%" PRIu64,
+                                     column->used == 0 ? '{' : ',', value);
+}
+
+static const char *cut_column_end(cut_column *column)
+{
+    memcpy(column->text + column->used, column->used == 0 ? "{}" : "}", column->used == 0 ? 3 : 2);
+    return column->text;
+}
+
+/* Moves the reader to the end of a chunk: 1, or 0 at the end of the file. */
+static int cut_chunk(pq_worker *w)
+{
+    uint64_t begin = reader_tell(w->reader).offset;
     load_row row;
     uint64_t rows = 0;
-    while (rows < w->load->options->batch && reader_tell(w->reader).offset - begin.offset < CHUNK_BYTES &&
+    while (rows < w->load->options->batch && reader_tell(w->reader).offset - begin < CHUNK_BYTES &&
            reader_next(w->reader, &row)) {
         rows++;
     }
-    if (rows == 0) {
-        return 0;
-    }
-    const char *values[] = {w->target->table,         w->load->record.digest,
-                            pq_number(s, number),     pq_number(s, begin.offset),
-                            pq_number(s, begin.line), pq_number(s, reader_tell(w->reader).offset)};
-    pq_query(NULL, pq,
-             "INSERT INTO guard_load_chunk (table_name, sha256, number, begin_offset, begin_line, end_offset) VALUES "
-             "($1, $2, $3, $4, $5, $6)",
-             6, values);
-    return 1;
+    return rows > 0;
 }
 
+/* At first few, so that the other workers soon have a chunk. */
 static void cut(pq_worker *w, guard_pq *pq, const PGresult *file)
 {
     GUARD_AUTO(s);
+    cut_column number = {.used = 0};
+    cut_column begin_offset = {.used = 0};
+    cut_column begin_line = {.used = 0};
+    cut_column end_offset = {.used = 0};
     uint64_t chunks = w->chunks_seen;
+    uint64_t most = chunks + (chunks < CUT_CHUNKS ? CUT_CHUNKS / 4 : CUT_CHUNKS);
     int more = 1;
     reader_seek(w->reader, (load_position){pq_value(file, 0, 0), pq_value(file, 0, 1)});
-    for (int i = 0; i < CUT_CHUNKS && more; i++) {
+    while (chunks < most && more) {
         stop_check();
-        more = cut_chunk(w, pq, chunks + 1);
-        chunks += more != 0;
+        load_position begin = reader_tell(w->reader);
+        more = cut_chunk(w);
+        if (more) {
+            cut_column_add(&number, ++chunks);
+            cut_column_add(&begin_offset, begin.offset);
+            cut_column_add(&begin_line, begin.line);
+            cut_column_add(&end_offset, reader_tell(w->reader).offset);
+        }
     }
     load_position end = reader_tell(w->reader);
+    source_check_unchanged(w->source);
+    const char *cuts[] = {w->target->table,
+                          w->load->record.digest,
+                          cut_column_end(&number),
+                          cut_column_end(&begin_offset),
+                          cut_column_end(&begin_line),
+                          cut_column_end(&end_offset)};
+    pq_query(NULL, pq,
+             "INSERT INTO guard_load_chunk (table_name, sha256, number, begin_offset, begin_line, end_offset) SELECT "
+             "$1, $2, c.* FROM unnest($3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[]) c",
+             6, cuts);
     const char *values[] = {w->target->table,       w->load->record.digest, pq_number(s, end.offset),
                             pq_number(s, end.line), pq_number(s, chunks),   more ? "false" : "true"};
-    source_check_unchanged(w->source);
     pq_query(NULL, pq,
              "UPDATE guard_load_file SET cut_offset = $3, cut_line = $4, chunks = $5, cut = $6, updated = now() WHERE "
              "table_name = $1 AND sha256 = $2",
