@@ -32,9 +32,20 @@ static int is_begin(const char *tag)
 }
 
 /*
- * ROLLBACK TO has the tag ROLLBACK too, but needs a savepoint. Without one it was ROLLBACK, perhaps with AND CHAIN; and so it was if a
- * BEGIN follows. BEGIN inside a transaction sets its mode, as SET does.
+ * BEGIN inside a transaction sets its mode, as SET does, and the server warns; after the tag ROLLBACK without a warning it was ROLLBACK and no
+ * ROLLBACK TO. Where we do not get the warnings, nobody knows.
  */
+static void watch_begin(guard_pq_transaction *t)
+{
+    if (!t->warned && t->ended != GUARD_OPEN) {
+        t->ended = t->unwarned && !t->over ? GUARD_OPEN : t->ended;
+        t->over = 1;
+    }
+    t->warned = 0;
+    t->was_set = 1;
+}
+
+/* ROLLBACK TO has the tag ROLLBACK too, but needs a savepoint. Without one it was ROLLBACK, perhaps with AND CHAIN. */
 static void watch_tag(guard_pq_transaction *t, const char *tag)
 {
     /* Of INSERT, UPDATE, DELETE and most others the first letter is enough. */
@@ -53,8 +64,7 @@ static void watch_tag(guard_pq_transaction *t, const char *tag)
     } else if (strcmp(tag, "SAVEPOINT") == 0) {
         t->savepoints = 1;
     } else if (is_begin(tag)) {
-        t->over |= t->ended != GUARD_OPEN;
-        t->was_set = 1;
+        watch_begin(t);
     } else if (strcmp(tag, "SET") == 0 || strcmp(tag, "RESET") == 0) {
         t->was_set = 1;
     }
@@ -127,6 +137,12 @@ static void on_notice(void *arg, const PGresult *notice)
     guard_pq *pq = arg;
     const char *function = PQresultErrorField(notice, PG_DIAG_SOURCE_FUNCTION);
     const char *severity = PQresultErrorField(notice, PG_DIAG_SEVERITY_NONLOCALIZED);
+    const char *sqlstate = PQresultErrorField(notice, PG_DIAG_SQLSTATE);
+    if (sqlstate != NULL && strcmp(sqlstate, "25001") == 0) {
+        for (guard_pq *each = PQinstanceData(pq->conn, on_event); each != NULL; each = each->outer) {
+            each->t.warned = 1;
+        }
+    }
     if (function != NULL && strcmp(function, "SyncRepWaitForLSN") == 0) {
         pq->local_only = 1;
     }

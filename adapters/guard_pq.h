@@ -40,8 +40,10 @@
  *
  *   End transactions by tx.h only. COMMIT, ROLLBACK AND CHAIN and the like in SQL of the program's own are seen by their answers: the
  *   outcome is theirs, with GUARD_NOTE_ENDED_ELSEWHERE, and what was opened after them is not touched. When such an answer is lost the
- *   outcome is IN_DOUBT, unless a probe finds it. Two of them cannot be seen: COMMIT sent by libpq itself whose answer is lost (told
- *   as ROLLED_BACK), and ROLLBACK AND CHAIN after a savepoint (taken for ROLLBACK TO).
+ *   outcome is IN_DOUBT, unless a probe finds it; and so it is on an adopted connection where BEGIN follows ROLLBACK, or ROLLBACK TO, after a
+ *   savepoint. Three of them cannot be seen: COMMIT sent by libpq itself whose answer is lost (told as ROLLED_BACK); ROLLBACK AND CHAIN
+ *   after a savepoint (taken for ROLLBACK TO); and, with client_min_messages above warning, a BEGIN that begins nothing after
+ *   ROLLBACK TO (taken for one after ROLLBACK).
  *
  * COMMIT
  *

@@ -78,6 +78,8 @@ typedef struct guard_pq_transaction {
     int was_set;     /* a SET has been seen: read_only may not be so any more */
     int savepoints;  /* one may be open */
     int may_be_over; /* SQL was sent that may end it, and its answer is lost or not read yet */
+    int warned;      /* the next BEGIN began nothing: there was a transaction */
+    int unwarned;    /* the program has the connection's notices, so that this is not known */
     int has_error;   /* error is the latest that was not 25P02: what aborted the transaction, if it is aborted */
     int retry;       /* it was aborted by an error that running it again can help */
     int ended;       /* a guard_outcome but OPEN: somebody ended it with SQL of their own */
@@ -228,9 +230,11 @@ int guard_pq_query_on(PGconn *conn, const char *sql, const char *const *key, gua
 void guard_pq_count_changes(guard_pq *pq, const PGresult *result);
 /*
  * 1 when a statement of the text may end the transaction. `backslashes`: they escape in plain quoted text. `one_statement`: the text is
- * one, or nothing that the server takes, so that its first word is enough.
+ * one, or nothing that the server takes, so that its first word is enough. `execute`: EXECUTE may run what ends it.
  */
-int guard_pq_sql_may_end(const char *sql, int backslashes, int one_statement);
+int guard_pq_sql_may_end(const char *sql, int backslashes, int one_statement, int execute);
+/* The same of what is sent on a connection. */
+int guard_pq_may_end(guard_pq *pq, const char *sql, int one_statement);
 extern const guard_kind guard_pq_result_kind;
 
 /* ------------------------------------------------------------------------------------------------ flights -- */

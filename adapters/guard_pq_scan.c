@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * guard_pq_scan.c: whether a text of SQL may end the transaction by itself: one of its statements begins with COMMIT, END or PREPARE
- * TRANSACTION. It is asked only when the answer to the text was lost, so that the library does not know what the server did.
+ * TRANSACTION, or with EXECUTE where one of these was prepared. It is asked only when the answer to the text was lost, so that the library does not know what the server did.
  *
  * Quoted text, comments and dollar-quoted bodies are passed over as the server does
  * (https://www.postgresql.org/docs/15/sql-syntax-lexical.html), as END is an ordinary word in them.
@@ -23,6 +23,31 @@ static const char *skip_quoted(const char *at, char quote, int backslashes)
         }
     }
     return at;
+}
+
+/* Where text of the same kind goes on after the closing quote: behind blanks with a line's end and comments among them. Else NULL. */
+static const char *continuation(const char *at)
+{
+    int lines = 0;
+    for (;; at++) {
+        if (at[0] == '-' && at[1] == '-') {
+            at += strcspn(at, "\n\r");
+        }
+        lines |= *at == '\n' || *at == '\r';
+        if (*at == '\0' || !isspace((unsigned char)*at)) {
+            return *at == '\'' && lines ? at : NULL;
+        }
+    }
+}
+
+/* E'...': backslashes escape in it, and in what continues it, which has no E. */
+static const char *skip_escaped(const char *at)
+{
+    const char *end = skip_quoted(at, '\'', 1);
+    while ((at = continuation(end)) != NULL) {
+        end = skip_quoted(at, '\'', 1);
+    }
+    return end;
 }
 
 static const char *skip_comment(const char *at)
@@ -77,12 +102,13 @@ static int is_word(const char *at, size_t length, const char *word)
 }
 
 /* PREPARE name AS is taken for PREPARE TRANSACTION: a transaction too many is then in doubt, never one too few. */
-static int begins_an_end(const char *at, size_t length)
+static int begins_an_end(const char *at, size_t length, int execute)
 {
-    return is_word(at, length, "commit") || is_word(at, length, "end") || is_word(at, length, "prepare");
+    return is_word(at, length, "commit") || is_word(at, length, "end") || is_word(at, length, "prepare") ||
+           (execute && is_word(at, length, "execute"));
 }
 
-int guard_pq_sql_may_end(const char *sql, int backslashes, int one_statement)
+int guard_pq_sql_may_end(const char *sql, int backslashes, int one_statement, int execute)
 {
     int first = 1; /* nothing of the statement has been seen yet */
     while (*sql != '\0' && (first || !one_statement)) {
@@ -90,12 +116,12 @@ int guard_pq_sql_may_end(const char *sql, int backslashes, int one_statement)
         if (*sql == '$') {
             sql = skip_dollar(sql);
         } else if (length > 0) {
-            if (first && begins_an_end(sql, length)) {
+            if (first && begins_an_end(sql, length, execute)) {
                 return 1;
             }
             first = 0;
             int escapes = length == 1 && (*sql == 'e' || *sql == 'E') && sql[1] == '\'';
-            sql = escapes ? skip_quoted(sql + 1, '\'', 1) : sql + length;
+            sql = escapes ? skip_escaped(sql + 1) : sql + length;
         } else if (*sql == '\'') {
             sql = skip_quoted(sql, '\'', backslashes);
         } else if (*sql == '"') {

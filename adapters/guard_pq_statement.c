@@ -204,12 +204,16 @@ static int backslashes_escape(guard_pq *pq)
     return standard != NULL && strcmp(standard, "off") == 0;
 }
 
+int guard_pq_may_end(guard_pq *pq, const char *sql, int one_statement)
+{
+    return guard_pq_sql_may_end(sql, backslashes_escape(pq), one_statement, pq->prepared_end);
+}
+
 /* The answer is lost: remembers whether the request may have ended the transaction. */
 static void remember_lost(guard_pq *pq, const request *r)
 {
     if (pq->session.tx != NULL && pq->conn != NULL && guard_pq_status(pq) == GUARD_TX_LOST) {
-        pq->t.may_be_over |= r->sql != NULL ? guard_pq_sql_may_end(r->sql, backslashes_escape(pq), r->params != NULL)
-                                            : pq->prepared_end;
+        pq->t.may_be_over |= r->sql != NULL ? guard_pq_may_end(pq, r->sql, r->params != NULL) : pq->prepared_end;
     }
 }
 
@@ -228,7 +232,7 @@ static int run(guard_pq *pq, const request *r, PGresult **result, guard_error *e
     if (code != 0) {
         remember_lost(pq, r);
     } else if (r->name != NULL && r->sql != NULL) {
-        pq->prepared_end |= guard_pq_sql_may_end(r->sql, 0, 1);
+        pq->prepared_end |= guard_pq_may_end(pq, r->sql, 1);
     }
     guard_pq_call_end(pq, &call);
     return code;

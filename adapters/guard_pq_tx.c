@@ -42,7 +42,8 @@ void guard_pq_transaction_clear(guard_pq *pq)
     t->has_error = 0;
     t->retry = 0;
     t->ended = GUARD_OPEN;
-    t->over = t->was_set = t->savepoints = t->may_be_over = 0;
+    t->over = t->was_set = t->savepoints = t->may_be_over = t->warned = 0;
+    t->unwarned = pq->adopted;
 }
 
 /* ------------------------------------------------------------------------------------------------ begin -- */

@@ -121,6 +121,36 @@ START_TEST(savepoints_of_the_programs_own_do_not_end_it)
 }
 END_TEST
 
+/* BEGIN inside a transaction begins nothing, also behind ROLLBACK TO, whose tag is that of ROLLBACK. */
+START_TEST(a_begin_that_began_nothing_does_not_end_it)
+{
+    for (int raw = 0; raw < 2; raw++) {
+        guard_result result;
+        script p = {{"INSERT INTO t VALUES (1); SAVEPOINT a", "ROLLBACK TO a", "BEGIN"}, .raw = raw == 1};
+        server_reset();
+        ck_assert_int_eq(transact_script(&p, NULL, &result), GUARD_COMMITTED);
+        ck_assert_uint_eq(result.notes & GUARD_NOTE_ENDED_ELSEWHERE, 0);
+        ck_assert_int_eq(server_rows(1), 1);
+    }
+}
+END_TEST
+
+/* The program has the notices of its own connection, and only they tell the two apart. */
+START_TEST(a_begin_after_either_rollback_on_an_adopted_connection_is_never_told_wrong)
+{
+    static const char *const rollbacks[] = {"ROLLBACK TO a", "ROLLBACK"};
+    for (size_t i = 0; i < 2; i++) {
+        guard_result result;
+        script p = {{"INSERT INTO t VALUES (1); SAVEPOINT a", rollbacks[i], "BEGIN"}, .raw = true};
+        server_reset();
+        PGconn *raw = server_connect("options='-c client_min_messages=error'");
+        ck_assert_int_eq(guard_pq_transact_raw(raw, run_script, &p, NULL, &result), GUARD_IN_DOUBT);
+        ck_assert(result.notes & GUARD_NOTE_ENDED_ELSEWHERE);
+        PQfinish(raw);
+    }
+}
+END_TEST
+
 START_TEST(a_procedure_that_commits_fails_inside_it)
 {
     static const char *const calls[] = {"CALL ends()", "DO $$ BEGIN INSERT INTO t VALUES (2); COMMIT; END $$"};
@@ -148,10 +178,12 @@ START_TEST(lost_sql_that_may_have_ended_it_is_never_told_wrong)
         {"INSERT INTO t VALUES (1);\n-- done\n/* yes /* really */ */ eNd;", GUARD_IN_DOUBT},
         {"INSERT INTO t VALUES (1, E'\\'; x'); COMMIT", GUARD_IN_DOUBT},
         {"INSERT INTO t VALUES (1, 'back\\'); COMMIT --'", GUARD_IN_DOUBT},
+        {"INSERT INTO t VALUES (1, E'a' -- and\n '\\' goes on'); COMMIT", GUARD_IN_DOUBT},
         {"INSERT INTO t VALUES (1, $a$ $b$ $a$); COMMIT", GUARD_IN_DOUBT},
         {"INSERT INTO t VALUES (1); PREPARE TRANSACTION 'of the program'", GUARD_IN_DOUBT},
         {"INSERT INTO t VALUES (1, CASE WHEN true THEN 'x' END)", GUARD_ROLLED_BACK},
         {"INSERT INTO t VALUES (1, '; commit')", GUARD_ROLLED_BACK},
+        {"INSERT INTO t VALUES (1, E'a'\n'\\'; commit')", GUARD_ROLLED_BACK},
         {"INSERT INTO t VALUES (1) /* ; commit */ -- ; commit", GUARD_ROLLED_BACK},
         {"DO $do$ BEGIN INSERT INTO t VALUES (1); END $do$; SELECT 1 AS \"; commit\"", GUARD_ROLLED_BACK},
         {"INSERT INTO t VALUES (1); SELECT 2 AS committed", GUARD_ROLLED_BACK},
@@ -216,18 +248,62 @@ static void commit_in_pipeline(guard_tx *tx, void *arg)
     guard_pq_pipeline_end(pipeline);
 }
 
-START_TEST(a_lost_commit_of_a_prepared_statement_or_a_pipeline_is_in_doubt)
+static void lose_the_answer(const script *p)
 {
-    guard_tx_fn *const bodies[] = {commit_prepared_statement, commit_in_pipeline};
+    wire_proxy_mark(proxy, p->wire);
+    wire_proxy_cut_after(proxy, p->wire, WIRE_TO_CLIENT, 0, WIRE_FIN | WIRE_DRAIN);
+}
+
+static void commit_by_execute(guard_tx *tx, void *arg)
+{
+    guard_pq *pq = guard_pq_of(tx);
+    guard_pq_prepare(pq, "finish", "COMMIT", NULL);
+    guard_pq_exec(NULL, pq, "INSERT INTO t VALUES (1)");
+    lose_the_answer(arg);
+    guard_pq_exec(NULL, pq, "EXECUTE finish");
+}
+
+static void commit_in_stream(guard_tx *tx, void *arg)
+{
+    GUARD_AUTO(s);
+    guard_pq *pq = guard_pq_of(tx);
+    guard_pq_exec(NULL, pq, "INSERT INTO t VALUES (1)");
+    lose_the_answer(arg);
+    guard_pq_stream_next(guard_pq_stream_open(s, pq, "COMMIT", NULL));
+}
+
+static void commit_instead_of_copy(guard_tx *tx, void *arg)
+{
+    GUARD_AUTO(s);
+    guard_pq *pq = guard_pq_of(tx);
+    guard_pq_exec(NULL, pq, "INSERT INTO t VALUES (1)");
+    lose_the_answer(arg);
+    guard_pq_copy_in(s, pq, "COMMIT");
+}
+
+static void commit_behind_copy(guard_tx *tx, void *arg)
+{
+    GUARD_AUTO(s);
+    guard_pq_copy *copy = guard_pq_copy_in(s, guard_pq_of(tx), "COPY t FROM STDIN; COMMIT");
+    guard_pq_copy_put(copy, "1\t\\N\n", 5);
+    lose_the_answer(arg);
+    guard_pq_copy_end(copy);
+}
+
+START_TEST(a_lost_commit_is_in_doubt_however_the_program_has_sent_it)
+{
+    guard_tx_fn *const bodies[] = {commit_prepared_statement, commit_by_execute,      commit_in_pipeline,
+                                   commit_in_stream,          commit_instead_of_copy, commit_behind_copy};
     open_proxy();
-    for (size_t i = 0; i < 2; i++) {
+    for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
         GUARD_AUTO(s);
         guard_result result;
         script p = {.lost = true};
         server_run("DELETE FROM t");
         guard_pq *pq = guard_pq_open(s, wire_proxy_conninfo(proxy), NULL);
         p.wire = wire_proxy_connections(proxy);
-        ck_assert_int_eq(guard_pq_transact(pq, bodies[i], &p, NULL, &result), GUARD_IN_DOUBT);
+        guard_outcome told = guard_pq_transact(pq, bodies[i], &p, NULL, &result);
+        ck_assert_msg(told == GUARD_IN_DOUBT, "body %zu: %s", i, guard_outcome_name(told));
         ck_assert(result.notes & GUARD_NOTE_ENDED_ELSEWHERE);
         wait_until_settled();
         ck_assert_int_eq(server_rows(1), 1);
@@ -374,10 +450,12 @@ int main(void)
     const TTest *const tests[] = {
         an_end_in_sql_of_the_programs_own_is_told_as_it_was,
         savepoints_of_the_programs_own_do_not_end_it,
+        a_begin_that_began_nothing_does_not_end_it,
+        a_begin_after_either_rollback_on_an_adopted_connection_is_never_told_wrong,
         a_procedure_that_commits_fails_inside_it,
         lost_sql_that_may_have_ended_it_is_never_told_wrong,
         a_probe_finds_what_lost_sql_of_the_programs_own_has_committed,
-        a_lost_commit_of_a_prepared_statement_or_a_pipeline_is_in_doubt,
+        a_lost_commit_is_in_doubt_however_the_program_has_sent_it,
         a_read_only_transaction_that_was_made_to_write_is_seen_as_that,
         a_transaction_that_was_made_read_only_cannot_leave_its_marker_and_says_so,
         a_cancel_at_any_moment_of_a_commit_leaves_the_outcome_true,
