@@ -43,7 +43,7 @@ static void orphans_visit(guard_stack *stack, const orphan_range *range, orphan_
         }
     }
     for (guard_chunk *chunk = stack->pool.chunks; chunk != NULL; chunk = chunk->next) {
-        for (uint32_t i = 0; i < POOL_CHUNK; i++) {
+        for (uint32_t i = 0; i < chunk->count; i++) {
             if (orphan_is_one(&chunk->records[i], range)) {
                 visit(&chunk->records[i], range, arg);
             }

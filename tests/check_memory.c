@@ -96,14 +96,19 @@ typedef struct attempt {
     int on_owner;
 } attempt;
 
+static unsigned count_free(void)
+{
+    unsigned count = 0;
+    for (const guard_impl_record *record = guard_impl_stack->free; record != NULL; record = record->next) {
+        count++;
+    }
+    return count;
+}
+
 /* Registers on `scope` until only `count` free records are left to the thread. */
 static void leave_free(guard_scope *scope, unsigned count)
 {
-    unsigned found = 0;
-    for (const guard_impl_record *record = guard_impl_stack->free; record != NULL; record = record->next) {
-        found++;
-    }
-    for (; found > count; found--) {
+    for (unsigned found = count_free(); found > count; found--) {
         guard_defer(scope, do_nothing, NULL);
     }
 }
@@ -376,14 +381,22 @@ END_TEST
 
 /* ------------------------------------------------------------------------------------ reserving -- */
 
+static void register_greedily(void *scope)
+{
+    for (;;) {
+        guard_defer((guard_scope *)scope, do_nothing, NULL);
+    }
+}
+
 static void reserve_then_register(void *arg)
 {
     const attempt *this = arg;
     GUARD_AUTO(s);
     leave_free(s, 0);
     guard_reserve(s, 2);
-    leave_free(s, 0);
     fault_memory_fail_from(1);
+    GUARD_AUTO(inner);
+    ck_assert_int_eq(guard_run(register_greedily, inner, NULL), ENOMEM);
     this->form->defer(s);
     trace_add("registered");
 }
@@ -403,13 +416,6 @@ START_TEST(a_reserved_registration_cannot_fail)
     }
 }
 END_TEST
-
-static void register_greedily(void *scope)
-{
-    for (;;) {
-        guard_defer((guard_scope *)scope, do_nothing, NULL);
-    }
-}
 
 static void reserve_and_let_others_register(void *arg)
 {
@@ -548,6 +554,57 @@ START_TEST(a_hundred_thousand_defers_in_one_scope_run_in_order_and_give_their_me
 }
 END_TEST
 
+#define DEEP 60U
+#define WIDE 1024U /* registrations of one scope: as many as a chunk has */
+
+static guard_ticket wide[DEEP][WIDE];
+static unsigned released;
+
+static void count_up(void *arg)
+{
+    (void)arg;
+    released++;
+}
+
+/* The newest of each scope in turn, so that neighbours in the free list lie in different chunks. */
+static void release_half_across_scopes(void)
+{
+    for (unsigned i = WIDE; i-- > WIDE / 2;) {
+        for (unsigned depth = 0; depth < DEEP; depth++) {
+            guard_release(wide[depth][i]);
+        }
+    }
+}
+
+static void open_wide_scopes(guard_scope *outer, unsigned depth)
+{
+    if (depth == DEEP) {
+        guard_defer(outer, count_up, NULL); /* lives on in a chunk of its own */
+        release_half_across_scopes();
+        return;
+    }
+    GUARD_AUTO(s);
+    for (unsigned i = 0; i < WIDE; i++) {
+        wide[depth][i] = guard_defer(s, count_up, NULL);
+    }
+    open_wide_scopes(outer, depth + 1);
+}
+
+START_TEST(records_released_across_many_chunks_give_their_memory_back_and_none_is_lost)
+{
+    fault_memory_install();
+    GUARD_AUTO(outer);
+    unsigned first = count_free();
+    size_t blocks = fault_memory_blocks();
+    open_wide_scopes(outer, 0);
+    ck_assert_uint_eq(released, DEEP * WIDE);
+    ck_assert_uint_eq(fault_memory_blocks(), blocks + 2); /* a spare chunk, and that of the one that lives on */
+    /* Both are whole but for the one; or the spare is the newest chunk, of which 64 records were needed. */
+    unsigned count = count_free();
+    ck_assert_msg(count == first + 2 * WIDE - 1 || count == first + WIDE + 64 - 1, "%u free records", count);
+}
+END_TEST
+
 START_TEST(a_million_defers_on_an_owner_take_linear_time)
 {
     fault_memory_install();
@@ -595,6 +652,7 @@ int main(void)
         reserving_more_than_there_is_panics_before_anything_is_acquired,
         what_was_reserved_and_not_used_is_given_back,
         a_hundred_thousand_defers_in_one_scope_run_in_order_and_give_their_memory_back,
+        records_released_across_many_chunks_give_their_memory_back_and_none_is_lost,
         a_million_defers_on_an_owner_take_linear_time,
         a_loop_just_beyond_the_first_records_does_not_allocate_at_each_turn,
     };
