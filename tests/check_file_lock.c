@@ -33,13 +33,6 @@ static void scratch_begin(void)
     file_put("data", "data");
 }
 
-static long long now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
-}
-
 /* Whether nobody holds a lock on the file: asked by a description of its own. */
 static bool is_free(const char *path)
 {

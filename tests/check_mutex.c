@@ -32,13 +32,6 @@ const char *__tsan_default_options(void)
 #define ck_assert_has(text, part) \
     ck_assert_msg(strstr((text), (part)) != NULL, "\"%s\" should contain \"%s\"", (text), (part))
 
-static long long now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * 1000LL + now.tv_nsec / 1000000;
-}
-
 static void nothing(void *arg)
 {
     (void)arg;
