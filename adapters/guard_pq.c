@@ -94,6 +94,7 @@ static void watch_result(guard_pq *pq, const PGresult *result)
 /* Another session, perhaps on another server. */
 static void watch_reset(guard_pq *pq)
 {
+    pq->wire = guard_pq_wire_new();
     pq->primary = 0;
     pq->marks.prepared = 0;
     pq->t.ended = pq->t.may_be_over ? GUARD_OPEN : GUARD_ROLLED_BACK;
@@ -226,7 +227,8 @@ static int wrap(guard_pq **made, PGconn *conn, const guard_pq_options *options, 
     guard_pq *pq = calloc(1, sizeof(*pq));
     if (pq != NULL) {
         pq->conn = conn;
-        pq->pid = getpid();
+        pq->pid = guard_pq_process();
+        pq->wire = guard_pq_wire_new();
         set_options(pq, options);
         guard_tx_session_open(&pq->session, &guard_pq_driver, pq);
         pq->canceller = guard_pq_canceller_open(conn);
@@ -330,7 +332,7 @@ void guard_pq_call_end(guard_pq *pq, guard_pq_call *call)
 
 int guard_pq_disown_in_child(guard_pq *pq)
 {
-    if (GUARD_IMPL_LIKELY(pq->pid == getpid())) {
+    if (GUARD_IMPL_LIKELY(pq->pid == guard_pq_process())) {
         return 0;
     }
     /* Never closed: the number would be used again, and libpq would write to what has it. */
@@ -350,7 +352,7 @@ void guard_pq_enter(guard_pq *pq, const guard_pq_flight *flight, const guard_pla
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "the connection is NULL, or what was opened on it has ended");
         guard_impl_panic(place, GUARD_MISUSE, GUARD_MISUSE_ARGUMENT, "no connection");
     }
-    if (GUARD_IMPL_UNLIKELY(pq->pid != getpid())) {
+    if (GUARD_IMPL_UNLIKELY(pq->pid != guard_pq_process())) {
         guard_impl_misuse(place, GUARD_MISUSE_STATE, "the connection belongs to the parent process");
         guard_impl_panic(place, GUARD_MISUSE, GUARD_MISUSE_STATE, "no connection");
     }
@@ -438,7 +440,7 @@ static void release_connection(void *object)
     guard_pq *pq = object;
     guard_error error;
     guard_pq_call call;
-    if (pq->flight != NULL && pq->pid != getpid()) {
+    if (pq->flight != NULL && pq->pid != guard_pq_process()) {
         guard_pq_flight_over(pq->flight);
     }
     if (guard_pq_disown_in_child(pq)) {

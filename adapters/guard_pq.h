@@ -89,6 +89,7 @@
  *
  *   A connection is used by one thread at a time. guard_pq_cancel may be called by any thread while the connection is open. A pool
  *   is used by any number of threads. After fork a child has no connection: using the parent's is misuse and sends nothing.
+ *   A thread that has waited for a server keeps two descriptors until its end (epoll(7), timerfd_create(2)); without them it polls.
  *
  * LIMITS
  *

@@ -111,7 +111,7 @@ static void ask(guard_pq *pq, const char *sql, answer *a)
         return;
     }
     for (;;) {
-        if (!guard_pq_await(pq->conn, deadline)) {
+        if (!guard_pq_await_answer(pq, deadline)) {
             if (!a->has_error) {
                 guard_pq_error_timeout(&a->error, "the answer to COMMIT", pq->t.commit_ms);
                 a->has_error = 1;

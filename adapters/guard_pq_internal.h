@@ -40,6 +40,20 @@ static inline int32_t guard_pq_or(int32_t value, int32_t otherwise)
     return value != 0 ? value : otherwise;
 }
 
+/* --------------------------------------------------------------------------------------------- process -- */
+
+/* The kernel empties it in a child; NULL until it is made. */
+extern pid_t *guard_pq_process_page;
+pid_t guard_pq_process_ask(void);
+
+/* getpid, mostly without the system call. */
+static inline pid_t guard_pq_process(void)
+{
+    const pid_t *page = __atomic_load_n(&guard_pq_process_page, __ATOMIC_ACQUIRE);
+    pid_t pid = page != NULL ? __atomic_load_n(page, __ATOMIC_RELAXED) : 0;
+    return GUARD_IMPL_LIKELY(pid != 0) ? pid : guard_pq_process_ask();
+}
+
 /* ------------------------------------------------------------------------------------------------ cancel -- */
 
 typedef struct guard_pq_canceller guard_pq_canceller;
@@ -111,7 +125,8 @@ struct guard_pq {
     guard_tx_session session;
     guard_pq_options options;
     char table[GUARD_PQ_TABLE_MAX];
-    pid_t pid; /* the process whose connection this is */
+    pid_t pid;     /* the process whose connection this is */
+    uint64_t wire; /* its socket's name, in this process never another's: guard_pq_wire_new */
     uint8_t adopted;
     uint8_t blocking;          /* adopted: to be put back into blocking mode */
     uint8_t cut;               /* we have shut its socket, or the server has said that it will: dead */
@@ -199,6 +214,7 @@ int guard_pq_is_retryable(const char *sqlstate);
 
 /* Waits until PQgetResult will not block (or the connection has failed, which it then says): 1; 0 past the deadline. */
 int guard_pq_await(PGconn *conn, guard_pq_deadline deadline);
+int guard_pq_await_answer(guard_pq *pq, guard_pq_deadline deadline); /* the same for less */
 /* Waits until one of the events of poll happens on the socket: 1; 0 past the deadline. */
 int guard_pq_poll(PGconn *conn, short events, guard_pq_deadline deadline);
 /* Sends all that libpq has buffered, reading meanwhile: 1; 0 past the deadline. A failure is seen by the next call. */
@@ -208,6 +224,12 @@ int guard_pq_flush(PGconn *conn, guard_pq_deadline deadline);
 void guard_pq_cut(guard_pq *pq);
 /* 1 when the connection is known to be dead, which costs a poll without waiting. */
 int guard_pq_is_dead(guard_pq *pq);
+
+/* guard_pq_wait.c: poll for POLLIN on the connection's socket, for less where the same thread has waited for it before. */
+int guard_pq_wait(guard_pq *pq, guard_pq_deadline deadline);
+/* 1 when nothing has come on the socket, not even its end; 0 when something may have. */
+int guard_pq_is_quiet(const guard_pq *pq);
+uint64_t guard_pq_wire_new(void);
 
 /*
  * Ends whatever is in flight on the connection, the caller's own raw use included: 1 when it is at rest; 0 when it is dead or the

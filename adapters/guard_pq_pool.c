@@ -210,7 +210,7 @@ static void release_pool(void *object)
 {
     guard_pq_pool *pool = object;
     waiter *w;
-    if (pool->pid != getpid()) {
+    if (pool->pid != guard_pq_process()) {
         for (guard_pq *pq = pool->idle; pq != NULL; pq = pq->next) {
             guard_pq_disown_in_child(pq);
         }
@@ -239,7 +239,7 @@ static void release_pool(void *object)
 static void disown_pool(void *object)
 {
     const guard_pq_pool *pool = object;
-    if (pool->pid != getpid()) {
+    if (pool->pid != guard_pq_process()) {
         release_pool(object);
     }
 }
@@ -267,7 +267,7 @@ static guard_pq_pool *pool_new(const char *conninfo, const guard_pq_pool_options
     }
     pthread_mutex_init(&pool->lock, NULL);
     cond_open(&pool->work);
-    pool->pid = getpid();
+    pool->pid = guard_pq_process();
     pool->since = guard_dump_clock();
     pool->users = 1; /* the pool's own scope */
     if (options != NULL) {
@@ -471,7 +471,7 @@ guard_pq *guard_pq_pool_take_at(guard_scope *scope, guard_pq_pool *pool, int32_t
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "the pool is NULL or the wait is below -1");
         return NULL;
     }
-    if (pool->pid != getpid()) {
+    if (pool->pid != guard_pq_process()) {
         guard_impl_misuse(place, GUARD_MISUSE_STATE, "the pool belongs to the parent process");
         return NULL;
     }

@@ -433,7 +433,7 @@ guard_outcome guard_pq_resolve_at(guard_pq *pq, const char *text, const guard_pq
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "resolving needs a connection and a token");
         return GUARD_IN_DOUBT;
     }
-    if (pq->pid != getpid()) {
+    if (pq->pid != guard_pq_process()) {
         guard_impl_misuse(place, GUARD_MISUSE_STATE, "the connection belongs to the parent process");
         return GUARD_IN_DOUBT;
     }

@@ -80,7 +80,7 @@ int guard_pq_collect(guard_pq *pq, int32_t ms, PGresult **kept, guard_error *err
     PGresult *last = NULL;
     int code = 0;
     for (;;) {
-        if (!guard_pq_await(pq->conn, deadline)) {
+        if (!guard_pq_await_answer(pq, deadline)) {
             code = give_up(pq, ms, error);
             break;
         }

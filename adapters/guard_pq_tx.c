@@ -311,7 +311,7 @@ static int check(guard_pq *pq, const guard_pq_tx_options *o, const guard_place *
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "the connection is NULL");
         return 0;
     }
-    if (pq->pid != getpid()) {
+    if (pq->pid != guard_pq_process()) {
         guard_impl_misuse(place, GUARD_MISUSE_STATE, "the connection belongs to the parent process");
         return 0;
     }

@@ -62,7 +62,8 @@ int guard_pq_poll(PGconn *conn, short events, guard_pq_deadline deadline)
     }
 }
 
-int guard_pq_await(PGconn *conn, guard_pq_deadline deadline)
+/* pq may be NULL. */
+static inline __attribute__((always_inline)) int await(PGconn *conn, guard_pq *pq, guard_pq_deadline deadline)
 {
     for (;;) {
         /* A failing flush is kept by libpq until the server's last words have been read. */
@@ -74,13 +75,24 @@ int guard_pq_await(PGconn *conn, guard_pq_deadline deadline)
         if (PQsslInUse(conn) && (!PQconsumeInput(conn) || !PQisBusy(conn))) {
             return 1;
         }
-        if (!guard_pq_poll(conn, (short)(POLLIN | (unsent ? POLLOUT : 0)), deadline)) {
+        if (!(pq != NULL && !unsent ? guard_pq_wait(pq, deadline)
+                                    : guard_pq_poll(conn, (short)(POLLIN | (unsent ? POLLOUT : 0)), deadline))) {
             return 0;
         }
         if (!PQconsumeInput(conn)) {
             return 1;
         }
     }
+}
+
+int guard_pq_await(PGconn *conn, guard_pq_deadline deadline)
+{
+    return await(conn, NULL, deadline);
+}
+
+int guard_pq_await_answer(guard_pq *pq, guard_pq_deadline deadline)
+{
+    return await(pq->conn, pq, deadline);
 }
 
 int guard_pq_flush(PGconn *conn, guard_pq_deadline deadline)
@@ -110,6 +122,9 @@ int guard_pq_is_dead(guard_pq *pq)
 {
     if (pq->conn == NULL || pq->cut || PQstatus(pq->conn) == CONNECTION_BAD) {
         return 1;
+    }
+    if (guard_pq_is_quiet(pq)) {
+        return 0;
     }
     struct pollfd entry = {.fd = PQsocket(pq->conn), .events = POLLIN};
     /* The end of the stream can lie behind a notice or the server's last words, in a second read. */
