@@ -31,6 +31,7 @@
  *
  * ERRORS
  *
+ *   A path, stream or place for a result that is NULL, or a descriptor below 0 that is to be adopted, is misuse.
  *   All failures panic: domain GUARD_OS with errno as code; GUARD_MEMORY; GUARD_TIMEOUT and GUARD_LOCK for
  *   locks; GUARD_MISUSE. The message names the culprit, its control characters escaped, its middle cut out
  *   beyond 160 bytes. The place is the caller's; for a failing close it is where the thing was opened. A close
@@ -42,7 +43,8 @@
  * THREADS AND PROCESSES
  *
  *   Every function may be called by any thread, for a scope of that thread. All descriptors opened here are
- *   close-on-exec. All calls that open, read, write, sync, lock, begin or commit are checkpoints
+ *   close-on-exec and, but for directories, above 2: where a program was started with its standard streams closed, what others write there does not
+ *   end up in a file. All calls that open, read, write, sync, lock, begin or commit are checkpoints
  *   (guard_cancel.h), and waits for a lock and in guard_file_read end by one; opening, closing and publishing
  *   are not cut short, not by pthread_cancel(3) either.
  *
@@ -150,7 +152,7 @@ extern "C" {
     guard_impl_memory_allocate_array((scope), (count), (size), (ticket), GUARD_HERE)
 
 /* void *guard_memory_resize(guard_scope *, void *memory, size_t size, guard_ticket *ticket):
- * as realloc. *ticket is that of `memory` and becomes that of the result, which is the newest registration of
+ * as realloc. *ticket is that of `memory` (another's is misuse) and becomes that of the result, which is the newest registration of
  * `scope`; with memory NULL it is filled only. When it panics, memory and ticket are what they were. */
 #define guard_memory_resize(scope, memory, size, ticket) \
     guard_impl_memory_resize((scope), (memory), (size), (ticket), GUARD_HERE)
@@ -220,7 +222,7 @@ typedef struct guard_file_lock_options {
  * followed through all symbolic links; nothing at `path` itself is opened, nor need it exist. A file with
  * several hard links has several locks. An exclusive holder writes its process id and host into the lock file,
  * and one that waits in vain has them in its message: `"/var/db/x.db.guard-lock" is held by pid 4711 on host
- * alpha`. The text is empty while nobody holds it, but may be an earlier holder's after a kill, for the instant
+ * alpha`, or `held by others, which share it`. The text is empty while nobody holds it, but may be an earlier holder's after a kill, for the instant
  * before the next has written its own. */
 #define guard_file_lock_beside(scope, path, options) guard_impl_file_lock_beside((scope), (path), (options), GUARD_HERE)
 

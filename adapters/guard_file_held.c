@@ -3,6 +3,7 @@
  * guard_file_held.c: names for messages, and what all held things of the file adapter have in common.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio_ext.h>
 #include <string.h>
 #include <unistd.h>
@@ -112,6 +113,14 @@ int64_t guard_impl_file_since(const void *object)
     return ((const file_origin *)object)->since;
 }
 
+bool guard_impl_file_has(const void *argument, const char *what, const guard_place *place)
+{
+    if (argument == NULL) {
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "%s", what);
+    }
+    return argument != NULL;
+}
+
 size_t guard_impl_file_describe(const char *what, const char *path, char *text, size_t size)
 {
     file_name name;
@@ -152,6 +161,18 @@ void guard_impl_file_register(guard_scope *scope, const guard_kind *kind, void *
     if (ticket != NULL) {
         *ticket = registered;
     }
+}
+
+int guard_impl_file_raise(int descriptor)
+{
+    if (descriptor < 0 || descriptor > STDERR_FILENO) {
+        return descriptor;
+    }
+    int raised = fcntl(descriptor, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    int error = errno;
+    close(descriptor);
+    errno = error;
+    return raised;
 }
 
 int guard_impl_file_close(int descriptor)

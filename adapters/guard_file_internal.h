@@ -23,6 +23,9 @@ typedef struct file_name {
 
 const char *guard_impl_file_quote(file_name *name, const char *path);
 
+/* False, and misuse, where an argument is missing that the call cannot do without. */
+bool guard_impl_file_has(const void *argument, const char *what, const guard_place *place);
+
 /* What /proc says is open there, else "descriptor 7". For messages only. */
 const char *guard_impl_file_descriptor_name(file_name *name, int descriptor);
 
@@ -62,6 +65,10 @@ GUARD_NORETURN void guard_impl_file_fail(file_held *held, const char *what);
 /* Registers the object and fills *ticket where that is not NULL. */
 void guard_impl_file_register(guard_scope *scope, const guard_kind *kind, void *object, guard_ticket *ticket,
                               const guard_place *place);
+
+/* The descriptor, or a duplicate where it is one of the standard streams' numbers, which were closed: what others write there is not to end up in a
+ * file. -1 with errno where it cannot be had; it is closed then. */
+int guard_impl_file_raise(int descriptor);
 
 /* Closes a descriptor for good whatever close(2) says: on Linux it is gone, also after EINTR. Returns 0 or errno. */
 int guard_impl_file_close(int descriptor);

@@ -112,7 +112,13 @@ int guard_impl_file_create(int directory, const char *prefix, const char *suffix
                                               0); /* before it is there: a signal may come in between */
         int descriptor = openat(directory, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode);
         if (descriptor >= 0) {
-            return descriptor;
+            int raised = guard_impl_file_raise(descriptor);
+            if (raised >= 0) {
+                return raised;
+            }
+            int error = errno;
+            unlinkat(directory, name, 0);
+            errno = error;
         }
         guard_temporary_forget(*temporary);
         *temporary = 0;
@@ -129,7 +135,7 @@ int guard_impl_file_create_unnamed(int directory, mode_t mode)
     do {
         descriptor = openat(directory, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, mode);
     } while (descriptor < 0 && errno == EINTR);
-    return descriptor;
+    return guard_impl_file_raise(descriptor);
 }
 
 bool guard_impl_file_no_unnamed(int error)

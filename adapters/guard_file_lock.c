@@ -102,15 +102,18 @@ static int holder_write(int descriptor)
     return ftruncate(descriptor, length) == 0 ? 0 : errno;
 }
 
-/* What a holder wrote, fit for a message; a default where there is nothing. */
-static void holder_read(int descriptor, file_name *holder)
+/* What a holder wrote, fit for a message; a default where there is nothing. Who shares a lock writes nothing: the text is of one that was killed. Of
+ * a file that is not the lock's own nothing is told. */
+static void holder_read(const file_lock *lock, file_name *holder)
 {
     char text[128];
-    ssize_t length = pread(descriptor, text, sizeof text - 1, 0);
+    struct flock whole = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    bool is_shared = fcntl(lock->descriptor, F_OFD_GETLK, &whole) == 0 && whole.l_type == F_RDLCK;
+    ssize_t length = lock->beside && !is_shared ? pread(lock->descriptor, text, sizeof text - 1, 0) : 0;
     text[length > 0 ? length : 0] = '\0';
     text[strcspn(text, "\n")] = '\0';
     if (strncmp(text, "pid ", 4) != 0) {
-        strcpy(holder->text, "another process");
+        strcpy(holder->text, is_shared ? "others, which share it" : "another process");
         return;
     }
     guard_impl_file_quote(holder, text);
@@ -222,7 +225,7 @@ static void lock_denied(file_lock *lock, const guard_file_lock_options *options)
     file_lock copy = *lock;
     file_name holder;
     int state = guard_foreign_open();
-    holder_read(lock->descriptor, &holder);
+    holder_read(lock, &holder);
     guard_foreign_close(state);
     lock_discard(lock);
     if (options->no_wait) {
@@ -254,7 +257,7 @@ guard_ticket guard_impl_file_lock(guard_scope *scope, int descriptor, const guar
     }
     file_lock *lock = lock_new(scope, place);
     guard_impl_file_descriptor_name(&lock->name, descriptor);
-    lock->descriptor = fcntl(descriptor, F_DUPFD_CLOEXEC, 0);
+    lock->descriptor = fcntl(descriptor, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
     if (lock->descriptor < 0) {
         lock_fail(lock, "lock", errno);
     }
@@ -286,6 +289,7 @@ static int beside_open(file_lock *lock, const char *path, bool shared)
     do {
         lock->descriptor = openat(location.directory, location.name, flags, 0666);
     } while (lock->descriptor < 0 && errno == EINTR);
+    lock->descriptor = guard_impl_file_raise(lock->descriptor);
     error = lock->descriptor < 0 ? errno : 0;
     close(location.directory);
     struct stat status;
@@ -305,7 +309,7 @@ guard_ticket guard_impl_file_lock_beside(guard_scope *scope, const char *path, c
 {
     guard_ticket ticket;
     options = options != NULL ? options : &defaults;
-    if (!options_are_right(options, place)) {
+    if (!options_are_right(options, place) || !guard_impl_file_has(path, "a lock without a path", place)) {
         return (guard_ticket){NULL, 0, 0};
     }
     file_lock *lock = lock_new(scope, place);

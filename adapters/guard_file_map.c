@@ -128,6 +128,10 @@ static int map_path(file_map *map, const char *path)
 const void *guard_impl_file_map(guard_scope *scope, const char *path, size_t *size, guard_ticket *ticket,
                                 const guard_place *place)
 {
+    if (!guard_impl_file_has(path, "a mapping without a path", place) ||
+        !guard_impl_file_has(size, "a mapping without a place for its size", place)) {
+        return NULL;
+    }
     file_map *map = map_new(scope, place);
     guard_impl_file_quote(&map->name, path);
     int error = map_path(map, path);

@@ -53,7 +53,7 @@ void *guard_impl_memory_resize(guard_scope *scope, void *memory, size_t size, gu
     if (memory == NULL) {
         return guard_impl_memory_allocate(scope, size, ticket, place);
     }
-    if (ticket == NULL || !guard_pending(*ticket)) {
+    if (ticket == NULL || !guard_pending(*ticket) || guard_ticket_object(*ticket, &memory_kind) != memory) {
         guard_impl_misuse(place, GUARD_MISUSE_TICKET, "guard_memory_resize without the ticket of its memory");
         return memory;
     }

@@ -359,7 +359,7 @@ guard_file_replace *guard_impl_file_replace_begin(guard_scope *scope, const char
 {
     static const guard_file_replace_options defaults;
     options = options != NULL ? options : &defaults;
-    if (!options_are_right(options, place)) {
+    if (!options_are_right(options, place) || !guard_impl_file_has(path, "a replacement without a path", place)) {
         return NULL;
     }
     guard_impl_cancel_point(place);
@@ -417,7 +417,7 @@ static int replace_publish(guard_file_replace *replace, const char **what)
         return error;
     }
     if (!replace->target.readable) {
-        replace->whole = fcntl(fileno(replace->stream), F_DUPFD_CLOEXEC, 0);
+        replace->whole = fcntl(fileno(replace->stream), F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
         if (replace->whole < 0) {
             return errno;
         }

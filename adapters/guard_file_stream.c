@@ -53,6 +53,24 @@ static const guard_kind stream_kind = {.name = "file",
                                        .flags = GUARD_KIND_HEAP,
                                        .dismiss = held_forget};
 
+/* The same file on a descriptor that is no standard stream's; but where the mode names a character set, which fdopen does not know. */
+static FILE *stream_raise(FILE *stream, const char *mode)
+{
+    if (fileno(stream) > STDERR_FILENO || strchr(mode, ',') != NULL) {
+        return stream;
+    }
+    int descriptor = fcntl(fileno(stream), F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    int error = errno;
+    fclose(stream); /* nothing was written to it */
+    stream = descriptor >= 0 ? fdopen(descriptor, mode) : NULL;
+    if (descriptor >= 0 && stream == NULL) {
+        error = errno;
+        close(descriptor);
+    }
+    errno = error;
+    return stream;
+}
+
 static FILE *stream_open(const char *path, const char *mode)
 {
     /* fopen reads at most six characters after the first, and all it knows fit in. */
@@ -66,6 +84,7 @@ static FILE *stream_open(const char *path, const char *mode)
     do {
         stream = fopen(path, with_cloexec);
     } while (stream == NULL && errno == EINTR);
+    stream = stream != NULL ? stream_raise(stream, with_cloexec) : NULL;
     if (stream == NULL) {
         return NULL;
     }
@@ -102,6 +121,9 @@ static void stream_close_unregistered(void *stream)
 FILE *guard_impl_file_adopt(guard_scope *scope, FILE *stream, const char *name, guard_ticket *ticket,
                             const guard_place *place)
 {
+    if (!guard_impl_file_has(stream, "adopting no stream: was the call that opened it looked at?", place)) {
+        return NULL;
+    }
     /* The stream is the scope's before anything can fail: until its object is made, a plain defer closes it. */
     guard_ticket meanwhile = guard_impl_defer(scope, stream_close_unregistered, stream, place);
     file_held *held = guard_impl_file_hold(scope, name, place);
@@ -184,6 +206,7 @@ int guard_impl_file_open_descriptor(guard_scope *scope, int directory, const cha
     do {
         descriptor = openat(directory, path, flags | O_CLOEXEC, mode);
     } while (descriptor < 0 && errno == EINTR);
+    descriptor = guard_impl_file_raise(descriptor);
     guard_foreign_close(state);
     if (descriptor < 0) {
         guard_impl_file_fail(held, "open");
@@ -201,6 +224,11 @@ static void descriptor_close_unregistered(void *descriptor)
 int guard_impl_file_adopt_descriptor(guard_scope *scope, int descriptor, const char *name, guard_ticket *ticket,
                                      const guard_place *place)
 {
+    if (descriptor < 0) {
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT,
+                          "adopting descriptor %d: was the call that opened it looked at?", descriptor);
+        return -1;
+    }
     guard_ticket meanwhile = guard_impl_defer(scope, descriptor_close_unregistered, (void *)(intptr_t)descriptor,
                                               place);
     file_held *held = guard_impl_file_hold(scope, name, place);

@@ -257,6 +257,9 @@ static int named_create(file_temporary *made)
 FILE *guard_impl_file_temporary_named(guard_scope *scope, const char *directory, const char **path,
                                       guard_ticket *ticket, const guard_place *place)
 {
+    if (!guard_impl_file_has(path, "a temporary file without a place for its path", place)) {
+        return NULL;
+    }
     file_temporary *made = temporary_new(scope, directory, place);
     int error = named_create(made);
     if (error != 0) {

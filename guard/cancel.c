@@ -195,7 +195,7 @@ int guard_cancel_descriptor(void)
     }
     pthread_mutex_lock(&guard_life_lock);
     if (thread->wake < 0) {
-        thread->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        thread->wake = guard_descriptor_raise(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
         thread->is_woken = false;
         guard_signal_watch();
     }

@@ -363,6 +363,18 @@ static int pipe_make(void)
     if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) {
         return errno;
     }
+    ends[0] = guard_descriptor_raise(ends[0]);
+    int code = ends[0] < 0 ? errno : 0;
+    ends[1] = guard_descriptor_raise(ends[1]);
+    code = ends[1] < 0 && code == 0 ? errno : code;
+    if (code != 0) {
+        for (int i = 0; i < 2; i++) {
+            if (ends[i] >= 0) {
+                close(ends[i]);
+            }
+        }
+        return code;
+    }
     dump_pipe[0] = ends[0];
     __atomic_store_n(&dump_pipe[1], ends[1], __ATOMIC_SEQ_CST);
     return 0;

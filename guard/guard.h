@@ -544,7 +544,7 @@ typedef struct guard_impl_border {
     int code;
     volatile int state; /* read after a second return of setjmp */
     int is_short;       /* `frame` is set, not env */
-    union {
+    __extension__ union { /* C99 with -Wpedantic knows none without a name */
         jmp_buf env;
         void *frame[5]; /* of __builtin_setjmp */
     };

@@ -511,6 +511,8 @@ static inline void guard_cancel_restore(int state)
 ssize_t guard_write_quietly(int fd, const char *text, size_t size);
 /* All of it. 0 or errno: ETIMEDOUT where nobody takes anything for `ms`. */
 int guard_write_within(int fd, const char *text, size_t size, int ms);
+/* The descriptor, or a duplicate above those of the standard streams, where others write; -1 with errno where it cannot be had, closed then. */
+int guard_descriptor_raise(int descriptor);
 /* For an eventfd: adds one; takes what is there. False where that could not be done, or nothing was there. */
 bool guard_wake_write(int descriptor);
 bool guard_wake_take(int descriptor);

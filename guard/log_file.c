@@ -26,7 +26,8 @@
 static int path_open(const char *path)
 {
     int state = guard_cancel_shut(); /* its caller has allocated the path */
-    int descriptor = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, 0640);
+    int flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+    int descriptor = guard_descriptor_raise(open(path, flags, 0640));
     guard_cancel_restore(state);
     return descriptor;
 }

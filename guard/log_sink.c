@@ -33,7 +33,7 @@ static int descriptor_duplicate(int descriptor, mode_t mode)
     if (S_ISFIFO(mode) || S_ISCHR(mode)) {
         char path[40];
         snprintf(path, sizeof path, "/proc/self/fd/%d", descriptor);
-        int own = open(path, O_WRONLY | O_NONBLOCK | O_APPEND | O_CLOEXEC | O_NOCTTY);
+        int own = guard_descriptor_raise(open(path, O_WRONLY | O_NONBLOCK | O_APPEND | O_CLOEXEC | O_NOCTTY));
         if (own >= 0) {
             return own;
         }

@@ -271,7 +271,7 @@ static int thread_start(guard_log *log)
 {
     sigset_t all;
     sigset_t before;
-    int wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int wake = guard_descriptor_raise(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     if (wake < 0) {
         return errno;
     }

@@ -142,7 +142,7 @@ int guard_watch_start(void)
         return ESHUTDOWN;
     }
     if (watch_descriptor < 0) {
-        int descriptor = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        int descriptor = guard_descriptor_raise(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
         if (descriptor < 0) {
             return errno;
         }

@@ -5,6 +5,7 @@
  * is to be cancelled would leave there, with a lock held, a wake that it alone was to write, or in place of dying of its panic.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
 #include <signal.h>
@@ -77,6 +78,20 @@ int guard_write_within(int fd, const char *text, size_t size, int ms)
     }
     guard_cancel_restore(state);
     return code;
+}
+
+int guard_descriptor_raise(int descriptor)
+{
+    if (descriptor < 0 || descriptor > STDERR_FILENO) {
+        return descriptor;
+    }
+    int state = guard_cancel_shut();
+    int raised = fcntl(descriptor, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    int error = errno;
+    close(descriptor);
+    errno = error;
+    guard_cancel_restore(state);
+    return raised;
 }
 
 bool guard_wake_write(int descriptor)

@@ -267,7 +267,7 @@ START_TEST(shared_locks_exclude_only_exclusive_ones)
         other_begin(beside, 1);
         ck_assert_int_eq(guard_run(lock, (void *)(uintptr_t)&shared, &error), 0);
         ck_assert_int_eq(guard_run(lock, (void *)(uintptr_t)&at_once, &error), EAGAIN);
-        ck_assert_has(error.message, "is held by another process");
+        ck_assert_has(error.message, "is held by others, which share it");
         other_end();
         ck_assert_int_eq(guard_run(lock, (void *)(uintptr_t)&at_once, &error), 0);
         other_begin(beside, 0);
