@@ -114,7 +114,7 @@ typedef struct guard_pq_session {
     char id[37];  /* a UUID; "" before its first use, and again once one of its transactions is in doubt */
     int checked;  /* the table is there and may be used */
     int rows;     /* a row of it may be in the table */
-    int prepared; /* the server has its two statements prepared */
+    int prepared; /* the server has its statement prepared */
     uint64_t seq;
     uint64_t kept; /* no row before it is in the table, but for what a PREPARE TRANSACTION has still to decide */
     char table_id[GUARD_PQ_TABLE_ID_MAX]; /* of the table that was checked */

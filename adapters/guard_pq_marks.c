@@ -10,12 +10,12 @@
  *   - A key (id, seq) is in one COMMIT message only, ever: so a row under it is either that transaction's or a resolver's fence.
  *   - The table has one row of nobody's, by which it is known again.
  *   - Rows of a session are deleted by its own later COMMIT or at its orderly close, never once one of them is in doubt.
- *   - The transaction of `kept` deleted all rows before its own. So the next DELETE begins there, which says nothing new of what is in
- *     the table but keeps it from walking over all that the session has deleted and nobody has vacuumed.
+ *   - The transaction of `kept` deleted the row before its own. So the next one deletes that of `kept`, which is the only one there can be,
+ *     by its key: nothing walks over what the session has deleted and nobody has vacuumed.
  *
- * The two statements are prepared on connections of the library's own that have a server session to themselves (no pooler), for planning
- * them costs more than running them; an adopted connection keeps nothing of ours. A program that takes them away (DISCARD ALL,
- * DEALLOCATE) is noticed by the tag; they are not made again.
+ * Both are one statement, which the server begins and ends once. It is prepared on connections of the library's own that have a server
+ * session to themselves (no pooler), for planning it costs more than running it; an adopted connection keeps nothing of ours. A
+ * program that takes it away (DISCARD ALL, DEALLOCATE) is noticed by the tag; it is not made again.
  */
 #include "guard_pq_internal.h"
 
@@ -26,7 +26,10 @@
 #include <sys/random.h>
 
 #define PUT "guard_marker_put"
-#define DROP "guard_marker_drop"
+/* %s: the table, the session, the row of it that goes; the table, the session, the row that comes. */
+#define PUT_SQL                                                        \
+    "WITH former AS (DELETE FROM %s WHERE session = %s AND seq = %s) " \
+    "INSERT INTO %s (session, seq) VALUES (%s, %s)"
 
 int guard_pq_table_is_plain(const char *name)
 {
@@ -91,7 +94,7 @@ static int take_id(guard_pq_session *marks, guard_error *error)
     return 0;
 }
 
-/* Where it fails (the names are taken, say) the statements are sent as text. */
+/* Where it fails (the name is taken, say) the statement is sent as text. */
 static void prepare(guard_pq *pq)
 {
     char sql[GUARD_PQ_SQL_MAX];
@@ -99,10 +102,8 @@ static void prepare(guard_pq *pq)
     if (pq->adopted || pq->pooler != GUARD_PQ_POOLER_NONE) {
         return;
     }
-    snprintf(sql, sizeof(sql),
-             "PREPARE " PUT " (uuid, bigint) AS INSERT INTO %s (session, seq) VALUES ($1, $2); "
-             "PREPARE " DROP " (uuid, bigint, bigint) AS DELETE FROM %s WHERE session = $1 AND seq >= $2 AND seq < $3",
-             pq->table, pq->table);
+    snprintf(sql, sizeof(sql), "PREPARE " PUT " (uuid, bigint, bigint) AS " PUT_SQL, pq->table, "$1", "$2", pq->table,
+             "$1", "$3");
     pq->marks.prepared = guard_pq_query(pq, sql, pq->options.statement_ms, NULL, &ignored) == 0;
 }
 
@@ -170,14 +171,15 @@ int guard_pq_marks_sql(guard_pq *pq, char *sql, size_t size)
     m->seq++;
     m->rows = 1;
     if (m->prepared) {
-        return snprintf(sql, size,
-                        "EXECUTE " PUT " ('%s', %" PRIu64 "); EXECUTE " DROP " ('%s', %" PRIu64 ", %" PRIu64 "); ",
-                        m->id, m->seq, m->id, m->kept, m->seq);
+        return snprintf(sql, size, "EXECUTE " PUT " ('%s', %" PRIu64 ", %" PRIu64 "); ", m->id, m->kept, m->seq);
     }
-    return snprintf(sql, size,
-                    "INSERT INTO %s (session, seq) VALUES ('%s', %" PRIu64 "); "
-                    "DELETE FROM %s WHERE session = '%s' AND seq >= %" PRIu64 " AND seq < %" PRIu64 "; ",
-                    pq->table, m->id, m->seq, pq->table, m->id, m->kept, m->seq);
+    char id[sizeof(m->id) + 2];
+    char kept[24];
+    char seq[24];
+    snprintf(id, sizeof(id), "'%s'", m->id);
+    snprintf(kept, sizeof(kept), "%" PRIu64, m->kept);
+    snprintf(seq, sizeof(seq), "%" PRIu64, m->seq);
+    return snprintf(sql, size, PUT_SQL "; ", pq->table, id, kept, pq->table, id, seq);
 }
 
 /*

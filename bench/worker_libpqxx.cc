@@ -10,6 +10,16 @@
 namespace
 {
 
+template <typename transaction>
+void transactions(pqxx::connection &connection, std::uint64_t first, std::uint64_t count)
+{
+    for (std::uint64_t i = 0; i < count; i++) {
+        transaction tx(connection);
+        tx.exec_prepared("insert", first + i);
+        tx.commit();
+    }
+}
+
 template <typename transaction> std::uint64_t run(std::uint64_t count)
 {
     pqxx::connection connection;
@@ -21,12 +31,9 @@ template <typename transaction> std::uint64_t run(std::uint64_t count)
         setup.commit();
     }
     connection.prepare("insert", "INSERT INTO entry_libpqxx VALUES ($1)");
+    transactions<transaction>(connection, 0, 1); // robusttransaction's first one on a connection makes its table
     bench_begin();
-    for (std::uint64_t i = 1; i <= count; i++) {
-        transaction tx(connection);
-        tx.exec_prepared("insert", i);
-        tx.commit();
-    }
+    transactions<transaction>(connection, 1, count);
     bench_end();
     pqxx::work reader(connection);
     return reader.exec1("SELECT sum(n)::bigint FROM entry_libpqxx")[0].template as<std::uint64_t>();

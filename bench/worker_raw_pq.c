@@ -29,6 +29,15 @@ static void insert_one(uint64_t i)
     PQclear(must(PQexecPrepared(connection, "insert", 1, values, NULL, NULL, 0), PGRES_COMMAND_OK));
 }
 
+static void transactions(uint64_t first, uint64_t count)
+{
+    for (uint64_t i = 0; i < count; i++) {
+        command("BEGIN");
+        insert_one(first + i);
+        command("COMMIT");
+    }
+}
+
 static uint64_t pq_tx(uint64_t count)
 {
     if (getenv("PGHOST") == NULL) {
@@ -43,12 +52,9 @@ static uint64_t pq_tx(uint64_t count)
     command("DROP TABLE IF EXISTS entry_raw");
     command("CREATE TABLE entry_raw (n bigint NOT NULL)");
     PQclear(must(PQprepare(connection, "insert", "INSERT INTO entry_raw VALUES ($1)", 0, NULL), PGRES_COMMAND_OK));
+    transactions(0, 1);
     bench_begin();
-    for (uint64_t i = 1; i <= count; i++) {
-        command("BEGIN");
-        insert_one(i);
-        command("COMMIT");
-    }
+    transactions(1, count);
     bench_end();
     PGresult *sum = must(PQexec(connection, "SELECT sum(n)::bigint FROM entry_raw"), PGRES_TUPLES_OK);
     uint64_t check = strtoull(PQgetvalue(sum, 0, 0), NULL, 10);
