@@ -21,6 +21,7 @@
 #include <guard/guard_process.h>
 
 #include "faults.h"
+#include "scratch.h"
 #include "suite.h"
 #include "trace.h"
 
@@ -487,12 +488,11 @@ END_TEST
 
 /* ----------------------------------------------------------------------------------------- temporary files -- */
 
-static char folder[64];
+static const char *folder;
 
 static void make_folder(void)
 {
-    strcpy(folder, "/tmp/check_fatal.XXXXXX");
-    ck_assert_ptr_nonnull(mkdtemp(folder));
+    folder = scratch_folder(SCRATCH_ON_DISK);
 }
 
 static void expect_empty_folder(void)

@@ -564,5 +564,5 @@ int main(void)
         output_that_cannot_be_written_fails_the_run_after_loading,
         a_second_loader_says_who_holds_the_database,
     };
-    return load_suite_run("load", tests, sizeof tests / sizeof *tests, LOAD_IN_MEMORY);
+    return load_suite_run("load", tests, sizeof tests / sizeof *tests, SCRATCH_IN_MEMORY);
 }

@@ -152,5 +152,5 @@ int main(void)
         a_rejects_file_that_finds_no_room_is_told_and_the_old_one_stays,
         a_copy_of_standard_input_that_finds_no_room_is_told,
     };
-    return load_suite_run("load disk", tests, sizeof tests / sizeof *tests, LOAD_ON_DISK);
+    return load_suite_run("load disk", tests, sizeof tests / sizeof *tests, SCRATCH_ON_DISK);
 }

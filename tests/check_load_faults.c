@@ -319,5 +319,5 @@ int main(void)
         any_allocation_that_fails_is_told_and_the_next_run_completes,
 #endif
     };
-    return load_suite_run("load faults", tests, sizeof tests / sizeof *tests, LOAD_IN_MEMORY);
+    return load_suite_run("load faults", tests, sizeof tests / sizeof *tests, SCRATCH_IN_MEMORY);
 }

@@ -646,5 +646,5 @@ int main(void)
         a_signal_ends_it_after_whole_chunks_and_the_same_command_goes_on,
         processes_and_backends_killed_at_random_leave_each_row_exactly_once,
     };
-    return load_suite_run("load_pq", tests, sizeof tests / sizeof *tests, LOAD_IN_MEMORY);
+    return load_suite_run("load_pq", tests, sizeof tests / sizeof *tests, SCRATCH_IN_MEMORY);
 }

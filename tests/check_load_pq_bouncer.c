@@ -45,5 +45,5 @@ int main(int argc, char **argv)
         perror(script);
         return 99;
     }
-    return load_suite_run("load_pq_bouncer", tests, sizeof tests / sizeof *tests, LOAD_IN_MEMORY);
+    return load_suite_run("load_pq_bouncer", tests, sizeof tests / sizeof *tests, SCRATCH_IN_MEMORY);
 }

@@ -527,5 +527,5 @@ int main(void)
         a_file_that_is_replaced_while_it_is_loaded_is_loaded_as_it_was,
         memory_stays_flat_however_large_the_file,
     };
-    return load_suite_run("load resume", tests, sizeof tests / sizeof *tests, LOAD_ON_DISK);
+    return load_suite_run("load resume", tests, sizeof tests / sizeof *tests, SCRATCH_ON_DISK);
 }

@@ -421,5 +421,5 @@ int main(void)
         the_dirty_file_of_the_demonstration_has_each_kind_of_badness,
         of_random_files_every_good_row_is_loaded_and_every_bad_line_is_told,
     };
-    return load_suite_run("load rows", tests, sizeof tests / sizeof *tests, LOAD_IN_MEMORY);
+    return load_suite_run("load rows", tests, sizeof tests / sizeof *tests, SCRATCH_IN_MEMORY);
 }

@@ -1,42 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 #include "database.h"
 
-#include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* All files of one test are below one folder: each database_new has a folder of its own there. */
-static char top[160];
-static char folder[192];
-static pid_t owner;
+#include "scratch.h"
 
-static int remove_entry(const char *path, const struct stat *status, int type, struct FTW *walk)
-{
-    (void)status;
-    (void)type;
-    (void)walk;
-    return remove(path);
-}
-
-static void remove_top(void)
-{
-    if (getpid() == owner) {
-        nftw(top, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
-    }
-}
-
-/* In tests/as-tap's folder, which also goes when this process is killed. A forked child works in its parent's. */
-static void make_top(void)
-{
-    const char *parent = getenv("GUARD_TEST_FOLDER");
-    int length = snprintf(top, sizeof(top), "%s/guard-test-XXXXXX", parent != NULL ? parent : "/tmp");
-    ck_assert_msg(length < (int)sizeof(top) && mkdtemp(top) != NULL, "%s", top);
-    owner = getpid();
-    atexit(remove_top);
-}
+static const char *folder; /* of the latest */
 
 const char *database_beside(const char *name)
 {
@@ -49,12 +22,8 @@ const char *database_beside(const char *name)
 
 const char *database_new(const char *sql)
 {
-    static char path[208];
-    if (owner == 0) {
-        make_top();
-    }
-    snprintf(folder, sizeof(folder), "%s/XXXXXX", top);
-    ck_assert_msg(mkdtemp(folder) != NULL, "%s", folder);
+    static char path[256];
+    folder = scratch_folder(SCRATCH_ON_DISK);
     snprintf(path, sizeof(path), "%s/test.db", folder);
     if (sql != NULL) {
         sqlite3 *raw = database_raw(path);

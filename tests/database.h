@@ -6,7 +6,7 @@
  *     ... work on it ...
  *     ck_assert_int_eq(database_number(path, "SELECT count(*) FROM t"), 1);
  *
- * All folders of a test are removed when its process ends; under `make check` also when it is killed.
+ * Of its folders nothing is left (scratch.h).
  */
 #ifndef TESTS_DATABASE_H
 #define TESTS_DATABASE_H

@@ -6,8 +6,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
-#include <glob.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -213,64 +211,6 @@ int descriptors_open(void)
     }
     closedir(directory);
     return count;
-}
-
-static char scratch[256];
-static pid_t scratch_owner, runner;
-
-static int scratch_remove(const char *path, const struct stat *status, int kind, struct FTW *walk)
-{
-    (void)status;
-    (void)kind;
-    (void)walk;
-    return remove(path);
-}
-
-static void scratch_leave(void)
-{
-    if (scratch_owner == getpid()) {
-        nftw(scratch, scratch_remove, 16, FTW_DEPTH | FTW_PHYS);
-        scratch_owner = 0;
-    }
-}
-
-static const char *scratch_top(void)
-{
-    const char *top = getenv("TMPDIR");
-    return top != NULL ? top : access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
-}
-
-/* Tests that fail or time out are ended without their exit handlers: the program that ran them removes what they left. */
-static void scratch_sweep(void)
-{
-    char pattern[256];
-    glob_t found;
-    if (getpid() != runner) {
-        return;
-    }
-    snprintf(pattern, sizeof pattern, "%s/guard-check-%ld-*", scratch_top(), (long)runner);
-    if (glob(pattern, 0, NULL, &found) == 0) {
-        for (size_t i = 0; i < found.gl_pathc; i++) {
-            nftw(found.gl_pathv[i], scratch_remove, 16, FTW_DEPTH | FTW_PHYS);
-        }
-        globfree(&found);
-    }
-}
-
-__attribute__((constructor)) static void runner_note(void)
-{
-    runner = getpid();
-    atexit(scratch_sweep);
-}
-
-const char *scratch_enter(void)
-{
-    snprintf(scratch, sizeof scratch, "%s/guard-check-%ld-XXXXXX", scratch_top(), (long)runner);
-    ck_assert_msg(mkdtemp(scratch) != NULL, "%s: %s", scratch, strerror(errno));
-    scratch_owner = getpid();
-    atexit(scratch_leave);
-    ck_assert_int_eq(chdir(scratch), 0);
-    return scratch;
 }
 
 void scratch_enter_counted(void)

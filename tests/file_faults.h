@@ -12,6 +12,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "scratch.h"
+
 #define FAULT_KILL (-1)      /* instead of an errno: SIGKILL to the own process just before the call */
 #define FAULT_TERMINATE (-2) /* SIGTERM likewise, which must end it */
 
@@ -35,10 +37,7 @@ void faults_lose(const char *call, int error);
 /* How many descriptors are open. */
 int descriptors_open(void);
 
-/* A new directory, the working directory of this process from now on, removed when it or the program ends. It is in
- * $TMPDIR, else in memory where there is /dev/shm: thousands of fsync on a busy disk take minutes. */
-const char *scratch_enter(void);
-/* The same; and what the library allocates from now on is counted, and fails where it is told to (fault_memory.h). */
+/* scratch_enter; and what the library allocates from now on is counted, and fails where it is told to (fault_memory.h). */
 void scratch_enter_counted(void);
 
 /* Whole small files, without the library. */

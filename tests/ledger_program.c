@@ -5,7 +5,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <poll.h>
@@ -18,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "scratch.h"
 #ifdef LEDGER_ON_PQ
 #include "server.h"
 #endif
@@ -25,44 +25,19 @@
 enum { ACCOUNTS = 8, SEEDED = 100000 };
 
 static char programs[4096]; /* their folder */
-static char folder[] = "/tmp/guard-ledger-test-XXXXXX";
 
 /* ------------------------------------------------------------------------------------------------- folder -- */
 
-static int remove_entry(const char *path, const struct stat *status, int type, struct FTW *walk)
-{
-    (void)status;
-    (void)type;
-    (void)walk;
-    return remove(path);
-}
-
-static void make_folder(void)
+static void begin_test(void)
 {
     const char *build = getenv("builddir");
     snprintf(programs, sizeof programs, "%s/demo", build != NULL ? build : ".");
     if (access(programs, X_OK) != 0) {
         ck_abort_msg("%s: %s; run by make check, or with builddir set", programs, strerror(errno));
     }
-    if (mkdtemp(folder) == NULL) {
-        ck_abort_msg("%s: %s", folder, strerror(errno));
-    }
     curl_global_init(CURL_GLOBAL_DEFAULT);
-}
-
-static void remove_folder(void)
-{
-    nftw(folder, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
-    curl_global_cleanup();
-}
-
-static void enter_folder(void)
-{
-    char own[sizeof folder + 8];
-    snprintf(own, sizeof own, "%s/XXXXXX", folder);
-    if (mkdtemp(own) == NULL || chdir(own) != 0) {
-        ck_abort_msg("%s: %s", own, strerror(errno));
-    }
+    atexit(curl_global_cleanup);
+    scratch_enter_on(SCRATCH_ON_DISK);
 #ifdef LEDGER_ON_PQ
     server_run("SET client_min_messages = warning; DROP TABLE IF EXISTS transfer, account");
 #endif
@@ -70,21 +45,7 @@ static void enter_folder(void)
 
 int ledger_suite_run(const char *name, const TTest *const *tests, size_t count)
 {
-    Suite *suite = suite_create(name);
-    TCase *cases = tcase_create(name);
-    tcase_set_timeout(cases, SUITE_SECONDS);
-    for (size_t i = 0; i < count; i++) {
-        tcase_add_test(cases, tests[i]);
-    }
-    tcase_add_unchecked_fixture(cases, make_folder, remove_folder);
-    tcase_add_checked_fixture(cases, enter_folder, NULL);
-    suite_add_tcase(suite, cases);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_FORK);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return suite_run_after(name, tests, count, begin_test);
 }
 
 /* ------------------------------------------------------------------------------------------------ process -- */

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <jansson.h>
 #include <signal.h>
 #include <sqlite3.h>
@@ -12,14 +11,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #define WORDS 64
 
 static char program[4096];
-static char folder[64];
 
 /* What is returned lives until the test ends; the list keeps it in sight of the leak checker. */
 typedef struct kept {
@@ -39,69 +36,22 @@ static void *keep(void *memory)
 
 /* ------------------------------------------------------------------------------------------------- folder -- */
 
-static int remove_entry(const char *path, const struct stat *status, int type, struct FTW *walk)
-{
-    (void)status;
-    (void)type;
-    (void)walk;
-    return remove(path);
-}
+static scratch_disk folder_disk;
 
-/* For all tests of the program, by the process that outlives them: it is removed also after a test that failed. */
-static void make_folder(void)
+static void begin_test(void)
 {
     const char *build = getenv("builddir");
     snprintf(program, sizeof program, "%s/demo/guard-load", build != NULL ? build : ".");
     if (access(program, X_OK) != 0) {
         ck_abort_msg("%s: %s; run by make check, or with builddir set", program, strerror(errno));
     }
-    if (mkdtemp(folder) == NULL) {
-        ck_abort_msg("%s: %s", folder, strerror(errno));
-    }
+    scratch_enter_on(folder_disk);
 }
 
-static void remove_folder(void)
+int load_suite_run(const char *name, const TTest *const *tests, size_t count, scratch_disk disk)
 {
-    nftw(folder, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
-}
-
-/* For one test, in its own process. */
-static void enter_folder(void)
-{
-    char own[sizeof folder + 8];
-    snprintf(own, sizeof own, "%s/XXXXXX", folder);
-    if (mkdtemp(own) == NULL || chdir(own) != 0) {
-        ck_abort_msg("%s: %s", own, strerror(errno));
-    }
-}
-
-/* A folder in memory where there is one with room: on a busy disk a thousand syncs take minutes. */
-static const char *memory_folder(void)
-{
-    struct statvfs room;
-    int fits = statvfs("/dev/shm", &room) == 0 && access("/dev/shm", W_OK) == 0 &&
-               (uint64_t)room.f_bavail * room.f_frsize > UINT64_C(32) * 1024 * 1024;
-    return fits ? "/dev/shm" : "/tmp";
-}
-
-int load_suite_run(const char *name, const TTest *const *tests, size_t count, load_disk disk)
-{
-    snprintf(folder, sizeof folder, "%s/guard-load-test-XXXXXX", disk == LOAD_IN_MEMORY ? memory_folder() : "/tmp");
-    Suite *suite = suite_create(name);
-    TCase *cases = tcase_create(name);
-    tcase_set_timeout(cases, SUITE_SECONDS);
-    for (size_t i = 0; i < count; i++) {
-        tcase_add_test(cases, tests[i]);
-    }
-    tcase_add_unchecked_fixture(cases, make_folder, remove_folder);
-    tcase_add_checked_fixture(cases, enter_folder, NULL);
-    suite_add_tcase(suite, cases);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_FORK);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    folder_disk = disk;
+    return suite_run_after(name, tests, count, begin_test);
 }
 
 /* ------------------------------------------------------------------------------------------------ running -- */

@@ -11,11 +11,11 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "scratch.h"
 #include "suite.h"
 
-/* Before the tests of a program: each of them (in a process of its own) then begins in an empty folder, which is removed. */
-typedef enum { LOAD_ON_DISK, LOAD_IN_MEMORY } load_disk;
-int load_suite_run(const char *name, const TTest *const *tests, size_t count, load_disk disk);
+/* suite_run for tests that begin in an empty folder each. */
+int load_suite_run(const char *name, const TTest *const *tests, size_t count, scratch_disk disk);
 
 typedef struct load_output {
     int status; /* exit status, or -SIGNAL */

@@ -20,11 +20,19 @@ int64_t now_ms(void)
 
 int suite_run(const char *name, const TTest *const *tests, size_t count)
 {
+    return suite_run_after(name, tests, count, NULL);
+}
+
+int suite_run_after(const char *name, const TTest *const *tests, size_t count, void (*before)(void))
+{
     Suite *suite = suite_create(name);
     TCase *cases = tcase_create(name);
     tcase_set_timeout(cases, SUITE_SECONDS);
     for (size_t i = 0; i < count; i++) {
         tcase_add_test(cases, tests[i]);
+    }
+    if (before != NULL) {
+        tcase_add_checked_fixture(cases, before, NULL);
     }
     suite_add_tcase(suite, cases);
     SRunner *runner = srunner_create(suite);

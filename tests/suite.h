@@ -19,6 +19,9 @@
 /* Returns the exit status for main. */
 int suite_run(const char *name, const TTest *const *tests, size_t count);
 
+/* The same; each test calls `before`, which may fail it, in its own process first. */
+int suite_run_after(const char *name, const TTest *const *tests, size_t count, void (*before)(void));
+
 /* Room for valgrind: alone, a test takes milliseconds. */
 #define SUITE_SECONDS 60
 
