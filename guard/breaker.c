@@ -29,7 +29,9 @@ struct guard_breaker {
     pthread_mutex_t lock;
     guard_breaker_figures figures;
     uint64_t epoch;
-    int64_t until;     /* open: when it ends */
+    uint64_t under_way; /* calls */
+    bool is_closed; /* its scope has ended, the last call frees it: guard_exit_thread in a call runs the scope first */
+    int64_t until;  /* open: when it ends */
     uint32_t admitted; /* half-open */
     uint32_t well;     /* half-open: of those admitted */
     slot slots[SLOTS]; /* closed */
@@ -44,16 +46,27 @@ static size_t breaker_describe(const void *object, char *text, size_t size)
     return (size_t)snprintf(text, size, "breaker %s", breaker->name);
 }
 
-static void breaker_free(void *arg)
+static void breaker_free(guard_breaker *breaker)
 {
-    guard_breaker *breaker = arg;
-    guard_collector_close(&breaker->collector);
     pthread_mutex_destroy(&breaker->lock);
     guard_deallocate(breaker);
 }
 
+static void breaker_close(void *arg)
+{
+    guard_breaker *breaker = arg;
+    guard_collector_close(&breaker->collector);
+    pthread_mutex_lock(&breaker->lock);
+    breaker->is_closed = true;
+    bool is_last = breaker->under_way == 0;
+    pthread_mutex_unlock(&breaker->lock);
+    if (is_last) {
+        breaker_free(breaker);
+    }
+}
+
 static const guard_kind breaker_kind = {
-    .name = "breaker", .release = breaker_free, .describe = breaker_describe, .flags = GUARD_KIND_HEAP};
+    .name = "breaker", .release = breaker_close, .describe = breaker_describe, .flags = GUARD_KIND_HEAP};
 
 static void breaker_collect(guard_metrics_page *page, void *arg)
 {
@@ -199,6 +212,7 @@ static bool breaker_admit(guard_breaker *breaker, uint64_t *epoch)
         is_admitted = true;
     }
     breaker->figures.refused += !is_admitted;
+    breaker->under_way += is_admitted;
     *epoch = breaker->epoch;
     pthread_mutex_unlock(&breaker->lock);
     if (is_new) {
@@ -241,8 +255,12 @@ static void breaker_settle(guard_breaker *breaker, uint64_t epoch, guard_verdict
             breaker_enter(breaker, after);
         }
     }
+    bool is_closed = breaker->is_closed;
+    bool is_last = --breaker->under_way == 0 && is_closed;
     pthread_mutex_unlock(&breaker->lock);
-    if (after != before) {
+    if (is_last) {
+        breaker_free(breaker);
+    } else if (after != before && !is_closed) { /* its log may be closed, too */
         breaker_tell(breaker, after);
     }
 }

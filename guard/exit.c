@@ -9,7 +9,7 @@
  *                                        \     not       --> all has run --> report, abort
  *
  * Invariant: the closes that the dying frames still make (pthread_exit unwinds them) find scopes that are UNWINDING and closed, and
- * do nothing.
+ * do nothing. That of an owner, whose memory is gone, finds that the stack is_unwound.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -59,6 +59,7 @@ void guard_exit_thread(void)
 {
     if (guard_stack_own != NULL) {
         guard_stack_unwind(guard_stack_own);
+        guard_stack_own->is_unwound = true;
     }
     pthread_exit(NULL);
 }

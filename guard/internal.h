@@ -146,7 +146,8 @@ struct guard_stack {
     guard_scope orphans; /* on no list: registrations whose scope was passed without being run, see orphan.c */
     guard_stack *next;   /* of all stacks, under the life lock */
     guard_stack **at;
-    bool is_swapped;                     /* a fiber's stack, which a thread uses at the moment */
+    bool is_swapped; /* a fiber's stack, which a thread uses at the moment */
+    bool is_unwound; /* guard_exit_thread has ended all its scopes: what the dying frames still close is gone */
     struct guard_context_state *context; /* NULL: nothing was set yet */
     guard_impl_record records[POOL_FIRST];
 };

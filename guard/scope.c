@@ -225,7 +225,7 @@ static void closing_pass(scope_closing *closing)
     guard_error first;
     guard_error later;
     int code = 0;
-    if (closing->scope == NULL) {
+    if (closing->scope == NULL || stack->is_unwound) {
         return;
     }
     if (stack->hot.top != closing->scope) {

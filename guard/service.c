@@ -8,6 +8,8 @@
  * Invariants
  *   - under_way is raised before the limit is looked at and lowered by whoever raised it, whatever ends the call: never above the limit for
  *     longer than a refusal takes, and 0 when nobody calls.
+ *   - The scope of a service may end with a call under way: guard_exit_thread in the call runs that scope before its frames are left. Then
+ *     under_way has CLOSED too, and the last call frees the service.
  *   - `due` is when the bucket of calls will be full again. A call that is admitted puts it off by `interval`; one that would put it further
  *     from now than `depth` is refused and changes nothing (the generic cell rate algorithm: a token bucket in one word).
  */
@@ -21,6 +23,7 @@
 #define MILLISECOND 1000000
 #define RATE_MOST 1000000U /* an interval is at least 1,000 ns, so that dividing rounds it by 0.1 % at most */
 #define DEADLINE_DEFAULT 30000
+#define CLOSED (UINT64_C(1) << 62)
 
 struct guard_service {
     char name[32];
@@ -49,7 +52,17 @@ static void service_free(void *arg)
 {
     guard_service *service = arg;
     guard_collector_close(&service->collector);
-    guard_deallocate(service);
+    if (atomic_fetch_or(&service->under_way, CLOSED) == 0) {
+        guard_deallocate(service);
+    }
+}
+
+/* One of the calls under way has ended. */
+static void call_leave(guard_service *service)
+{
+    if (atomic_fetch_sub(&service->under_way, 1) == (CLOSED | 1)) {
+        guard_deallocate(service);
+    }
 }
 
 static const guard_kind service_kind = {
@@ -225,7 +238,7 @@ static void call_end(call *const *ended)
 {
     if (*ended != NULL) {
         atomic_fetch_add(&(*ended)->service->failed, 1);
-        atomic_fetch_sub(&(*ended)->service->under_way, 1);
+        call_leave((*ended)->service);
         guard_context_end((*ended)->context);
     }
 }
@@ -255,7 +268,7 @@ int guard_service_call(guard_service *service, guard_fn *fn, void *arg, guard_er
     if (code == 0) {
         ending = NULL;
         atomic_fetch_add(&service->returned, 1);
-        atomic_fetch_sub(&service->under_way, 1);
+        call_leave(service);
         guard_context_end(this.context);
     } else {
         call_log(&this, error);
@@ -268,7 +281,7 @@ void guard_service_read(const guard_service *service, guard_service_figures *fig
     memset(figures, 0, sizeof *figures);
     figures->returned = atomic_load(&service->returned);
     figures->failed = atomic_load(&service->failed);
-    figures->under_way = atomic_load(&service->under_way);
+    figures->under_way = atomic_load(&service->under_way) & ~CLOSED;
     figures->refused_calls = atomic_load(&service->refused_calls);
     figures->refused_rate = atomic_load(&service->refused_rate);
 }

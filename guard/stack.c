@@ -39,6 +39,7 @@ void guard_stack_open(guard_stack *stack)
     stack->leaving = NULL;
     stack->held = HELD_NONE;
     stack->is_swapped = false;
+    stack->is_unwound = false;
     stack->context = NULL;
     memset(&stack->orphans, 0, sizeof stack->orphans);
     stack->orphans.stack = &stack->hot;
@@ -142,6 +143,7 @@ static void thread_unlist(guard_thread *thread)
 static void thread_close(void *memory)
 {
     guard_thread *thread = memory;
+    thread->stack.is_unwound = false;
     guard_stack_use(&thread->stack);
     guard_stack_close(&thread->stack);
     thread_unlist(thread);

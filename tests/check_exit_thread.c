@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * check_exit_thread.c: guard_exit_thread runs the scopes of its thread on top of the frames, which pthread_exit unwinds afterwards: what these
+ * still close lies in memory that was given back. The allocator of these tests writes over what is
+ * given back, and sees whether somebody else does.
+ */
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <guard/guard.h>
+#include <guard/guard_breaker.h>
+#include <guard/guard_process.h>
+#include <guard/guard_service.h>
+
+#include "suite.h"
+
+typedef struct block {
+    struct block *next;
+    size_t size;
+    _Alignas(16) unsigned char memory[];
+} block;
+
+static atomic_int blocks;
+static block *given; /* by one thread at a time */
+
+static void *take(size_t size)
+{
+    block *new = malloc(sizeof *new + size);
+    new->size = size;
+    atomic_fetch_add(&blocks, 1);
+    return new->memory;
+}
+
+/* It is kept, to see whether somebody writes into it. */
+static void give(void *memory)
+{
+    if (memory != NULL) {
+        block *old = (block *)(void *)((unsigned char *)memory - offsetof(block, memory));
+        atomic_fetch_sub(&blocks, 1);
+        memset(memory, 0xdd, old->size);
+        old->next = given;
+        given = old;
+    }
+}
+
+static void expect_unused(void)
+{
+    while (given != NULL) {
+        block *old = given;
+        for (size_t i = 0; i < old->size; i++) {
+            ck_assert_msg(old->memory[i] == 0xdd, "byte %zu of a block of %zu was written after it was given back", i,
+                          old->size);
+        }
+        given = old->next;
+        free(old);
+    }
+}
+
+static int runs;
+
+static void count(void *arg)
+{
+    runs += *(int *)arg;
+}
+
+static void leave(void *arg)
+{
+    (void)arg;
+    guard_exit_thread();
+}
+
+static int one = 1;
+static int ten = 10;
+
+static void expect_in_thread(void *(*fn)(void *))
+{
+    pthread_t thread;
+    guard_allocator(take, give);
+    ck_assert_int_eq(pthread_create(&thread, NULL, fn, NULL), 0);
+    ck_assert_int_eq(pthread_join(thread, NULL), 0);
+    ck_assert_int_eq(atomic_load(&blocks), 0);
+    expect_unused();
+}
+
+static void *close_owner(void *arg)
+{
+    GUARD_AUTO(s);
+    guard_owner *owner = guard_owner_new();
+    guard_defer(s, count, &ten);
+    guard_defer(guard_owner_scope(owner), count, &one);
+    guard_defer(guard_owner_scope(owner), leave, NULL);
+    guard_defer(guard_owner_scope(owner), count, &one);
+    guard_owner_close(owner);
+    return arg;
+}
+
+START_TEST(a_thread_that_exits_in_a_function_of_an_owner_runs_the_rest_once)
+{
+    expect_in_thread(close_owner);
+    ck_assert_int_eq(runs, 12);
+}
+END_TEST
+
+static void *release_owner(void *arg)
+{
+    GUARD_AUTO(s);
+    guard_defer(s, count, &ten);
+    {
+        GUARD_AUTO(inner);
+        guard_owner *owner = guard_owner_new();
+        guard_defer_kind(inner, &guard_owner_kind, owner);
+        guard_defer(guard_owner_scope(owner), count, &one);
+        guard_defer(guard_owner_scope(owner), leave, NULL);
+    }
+    return arg;
+}
+
+START_TEST(so_does_one_that_exits_while_a_scope_closes_its_owner)
+{
+    expect_in_thread(release_owner);
+    ck_assert_int_eq(runs, 11);
+}
+END_TEST
+
+static void *call_services(void *arg)
+{
+    GUARD_AUTO(s);
+    guard_defer(s, count, &ten);
+    guard_service *service = guard_service_open(s, "test", NULL);
+    guard_service_call(service, leave, NULL, NULL);
+    return arg;
+}
+
+START_TEST(a_call_may_exit_the_thread_whose_scope_has_its_service)
+{
+    expect_in_thread(call_services);
+    ck_assert_int_eq(runs, 10);
+}
+END_TEST
+
+static void *call_breakers(void *arg)
+{
+    GUARD_AUTO(s);
+    const guard_breaker_options options = {.calls = 1};
+    guard_defer(s, count, &ten);
+    guard_breaker *breaker = guard_breaker_open(s, "test", &options);
+    guard_breaker_call(breaker, leave, NULL, NULL);
+    return arg;
+}
+
+START_TEST(or_its_breaker)
+{
+    expect_in_thread(call_breakers);
+    ck_assert_int_eq(runs, 10);
+}
+END_TEST
+
+int main(void)
+{
+    const TTest *const tests[] = {
+        a_thread_that_exits_in_a_function_of_an_owner_runs_the_rest_once,
+        so_does_one_that_exits_while_a_scope_closes_its_owner,
+        a_call_may_exit_the_thread_whose_scope_has_its_service,
+        or_its_breaker,
+    };
+    return suite_run("exit_thread", tests, sizeof tests / sizeof *tests);
+}
