@@ -316,7 +316,7 @@ static uint64_t count_lines(const char *text, size_t size)
 
 /*
  * What must hold of any file: each row lies where it says, on the line it says, rows do not overlap, and only line ends lie
- * between them; and a reader that begins at a row gives the same rest.
+ * between them; a reader that begins at a row gives the same rest, and one that skips rows ends each where it ends.
  */
 static void read_any(void *arg)
 {
@@ -325,8 +325,12 @@ static void read_any(void *arg)
     const char *text = reading->in.text;
     load_reader *reader = reader_open(s, read_input, &reading->in, ',', reading->max_row);
     struct load_reader *again = reader_open(s, read_input, &reading->in, ',', reading->max_row);
+    load_reader *skipper = reader_open(s, read_input, &reading->in, ',', reading->max_row);
     uint64_t end = 0;
     for (load_row row; reader_next(reader, &row);) {
+        ck_assert(reader_skip(skipper));
+        ck_assert_uint_eq(reader_tell(skipper).offset, reader_tell(reader).offset);
+        ck_assert_uint_eq(reader_tell(skipper).line, reader_tell(reader).line);
         ck_assert_uint_ge(row.at.offset, end);
         for (uint64_t i = end; i < row.at.offset; i++) {
             ck_assert_msg(text[i] == '\n' || text[i] == '\r', "byte %" PRIu64 " is in no row", i);
@@ -346,6 +350,7 @@ static void read_any(void *arg)
         ck_assert_uint_eq(reader_tell(again).offset, end);
         ck_assert_uint_eq(reader_tell(again).line, reader_tell(reader).line);
     }
+    ck_assert(!reader_skip(skipper));
     for (uint64_t i = end; i < reading->in.size; i++) {
         ck_assert_msg(text[i] == '\n' || text[i] == '\r', "byte %" PRIu64 " is in no row", i);
     }

@@ -355,6 +355,29 @@ int reader_next(load_reader *r, load_row *row)
     }
 }
 
+int reader_skip(load_reader *r)
+{
+    if (r->at.offset == 0) {
+        skip_byte_order_mark(r);
+    }
+    for (;;) {
+        size_t size = 0;
+        line_kind kind = find_line(r, 0, &size);
+        if (kind == LINE_NONE) {
+            return 0;
+        }
+        if (kind == LINE_LONG || memchr(r->buffer + r->next, '"', size) != NULL) {
+            load_row row;
+            return reader_next(r, &row);
+        }
+        int blank = content_size(r->buffer + r->next, size) == 0;
+        step_over(r, size, 1);
+        if (!blank) {
+            return 1;
+        }
+    }
+}
+
 load_position reader_tell(const load_reader *r)
 {
     return r->at;

@@ -63,6 +63,9 @@ load_reader *reader_open(guard_scope *scope, reader_read_fn *read, void *arg, ch
 /* The next row, sound or not: 1, or 0 at the end of the file. */
 int reader_next(load_reader *reader, load_row *row);
 
+/* Steps over the row that reader_next would give: 1, or 0 at the end of the file. A line without a quote is a row, sound or not. */
+int reader_skip(load_reader *reader);
+
 /* Where the next call begins to search. */
 load_position reader_tell(const load_reader *reader);
 
