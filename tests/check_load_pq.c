@@ -374,6 +374,33 @@ static int count_rejects(const char *name)
     return rejects;
 }
 
+static long count_in_log(const char *text)
+{
+    long count = 0;
+    const char *log = read_file(getenv("GUARD_TEST_PG_LOG"));
+    for (const char *at = log; (at = strstr(at, text)) != NULL; at++) {
+        count++;
+    }
+    return count;
+}
+
+START_TEST(each_worker_has_one_connection)
+{
+    static const char authorized[] = "application_name=guard-load";
+    make_table("CREATE TABLE t(a int, b text)");
+    write_numbers("f.csv", 2000);
+    server_run("ALTER SYSTEM SET log_connections = on");
+    server_control("reload");
+    for (long workers = 1; workers <= 3; workers += 2) {
+        long before = count_in_log(authorized);
+        load_expect(load_run(DB "--into t --again --batch 200 --workers %ld f.csv", workers), 3);
+        ck_assert_int_eq(count_in_log(authorized) - before, workers);
+    }
+    server_run("ALTER SYSTEM RESET log_connections");
+    server_control("reload");
+}
+END_TEST
+
 /* As on two machines: neither the name nor the folder is the same, only the content. */
 START_TEST(loaders_with_copies_of_the_file_share_it_and_the_last_to_end_knows_all_rejects)
 {
@@ -517,16 +544,16 @@ START_TEST(a_wire_cut_anywhere_is_made_anew_and_no_row_lost_or_loaded_twice)
     int64_t retries = 0;
     for (int direction = 0; direction < 2; direction++) {
         int fired = 1;
-        /* The link of the worker is the second connection. */
-        for (uint64_t n = 200; fired; n += 127) {
+        /* The first bytes are those of connecting, which is not tried for long. */
+        for (uint64_t n = 200; fired; n += 251) {
             make_table("CREATE TABLE t(a int, b text)");
             wire_proxy *proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), atoi(getenv("GUARD_TEST_PG_PORT")),
                                                 NULL);
             wire_direction way = direction == 0 ? WIRE_TO_SERVER : WIRE_TO_CLIENT;
-            wire_proxy_cut_after(proxy, 2, way, n, WIRE_RST | (n % 2 ? WIRE_DRAIN : 0));
+            wire_proxy_cut_after(proxy, 1, way, n, WIRE_RST | (n % 2 ? WIRE_DRAIN : 0));
             load_output output = load_run("--db 'host=%s port=%d' --into t --batch 50 --json --quiet f.csv",
                                           wire_proxy_host(proxy), wire_proxy_port(proxy));
-            fired = wire_proxy_fired(proxy, 2, way);
+            fired = wire_proxy_fired(proxy, 1, way);
             wire_proxy_close(proxy);
             ck_assert_msg(output.status == 3, "cut at byte %d: %d, %s", (int)n, output.status, output.err);
             check_numbers(100);
@@ -554,7 +581,7 @@ START_TEST(a_commit_whose_answer_is_lost_is_found_by_its_chunk_and_not_repeated)
     PQfinish(other);
     server_wait(
         "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'guard-load' AND wait_event = 'SyncRep'", 1);
-    wire_proxy_cut(proxy, 2, WIRE_RST);
+    wire_proxy_cut(proxy, 1, WIRE_RST);
     server_run("ALTER SYSTEM RESET synchronous_standby_names");
     server_run("SELECT pg_reload_conf()");
     load_output output = load_wait(loader);
@@ -635,6 +662,7 @@ int main(void)
         the_schema_is_run_once_where_the_table_is_missing,
         an_empty_file_is_complete_at_once,
         workers_share_a_file,
+        each_worker_has_one_connection,
         loaders_with_copies_of_the_file_share_it_and_the_last_to_end_knows_all_rejects,
         of_duplicates_in_two_chunks_one_is_loaded_and_the_other_rejected,
         a_table_that_refers_to_itself_is_loaded_in_the_order_of_the_file,

@@ -150,7 +150,7 @@ typedef struct pq_worker {
     pq_link *link;
     load_source *source;
     load_reader *reader;
-    int leads; /* moves the progress bar */
+    int leads; /* in the thread of the target, on its connection; moves the progress bar */
     pq_chunk chunk;
     pq_rejects rejects; /* of the try under way */
     uint64_t loaded;    /* in the try under way */

@@ -484,6 +484,7 @@ static void add_counts(void *arg)
     totals->retries += w->link->retries;
     totals->resolved += w->link->resolved;
     pthread_mutex_unlock(&w->team->mutex);
+    w->link->retries = w->link->resolved = 0; /* the first worker's link lives on */
 }
 
 static void run_worker(void *arg)
@@ -494,7 +495,7 @@ static void run_worker(void *arg)
     w->scope = s;
     w->source = source_share(s, w->load->source);
     w->reader = reader_open(s, source_read, w->source, o->delimiter, o->max_row);
-    w->link = pq_link_open_again(s, o->database, (double)o->retry_for);
+    w->link = w->leads ? w->target->link : pq_link_open_again(s, o->database, (double)o->retry_for);
     guard_defer(s, add_counts, w);
     work(w);
 }
@@ -528,7 +529,7 @@ static void join_thread(void *arg)
     pthread_join(((pq_thread *)arg)->thread, NULL);
 }
 
-/* Worker 0 is this thread. */
+/* Worker 0 is this thread, and has its connection. */
 static void run_team(pq_team *team, size_t count)
 {
     GUARD_AUTO(s);
