@@ -170,9 +170,6 @@ END_TEST
 #ifndef WITH_TSAN
 START_TEST(a_child_whose_thread_exits_applies_the_child_rules)
 {
-    if (suite_under_valgrind()) { /* what only main's frames pointed at, Check's memory, counts as lost once that thread is gone */
-        return;
-    }
     events_open();
     leave_in_the_child("exit thread");
 }
@@ -449,9 +446,6 @@ static void signal_in_the_child(void *arg)
 
 START_TEST(a_child_is_cancelled_by_its_own_signal_and_not_by_the_parents)
 {
-    if (suite_under_valgrind()) { /* the child ends while its watcher lives, whose memory counts as possibly lost */
-        return;
-    }
     guard_cancel_on_signal(SIGTERM, 0);
     raise(SIGTERM);
     ck_assert_int_eq(in_child(signal_in_the_child, NULL), 0);
@@ -615,7 +609,8 @@ int main(void)
         a_child_that_returns_or_panics_applies_the_child_rules_and_the_parent_lives_on,
         a_child_that_exits_applies_the_child_rules_where_exit_runs_scopes,
 #ifndef WITH_TSAN
-        a_child_whose_thread_exits_applies_the_child_rules,
+        /* What only main's frames pointed at, Check's memory, counts as lost once that thread is gone. */
+        suite_unless_memcheck(a_child_whose_thread_exits_applies_the_child_rules),
 #endif
         releasing_an_inherited_ticket_applies_the_child_rule,
         a_child_of_a_child_inherits_what_the_child_made,
@@ -625,7 +620,8 @@ int main(void)
         a_child_that_adopts_runs_all_as_its_own_but_what_was_done_in_fork,
         a_cancel_of_the_parent_is_not_the_childs_and_the_childs_not_the_parents,
 #ifndef WITH_TSAN
-        a_child_is_cancelled_by_its_own_signal_and_not_by_the_parents,
+        /* The child ends while its watcher lives, and glibc's memory of a thread counts as possibly lost. */
+        suite_unless_memcheck(a_child_is_cancelled_by_its_own_signal_and_not_by_the_parents),
 #endif
         posix_spawn_and_vfork_run_no_rule,
         exit_runs_nothing_unless_asked,

@@ -1,14 +1,44 @@
 /* SPDX-License-Identifier: MIT */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "suite.h"
 
+/* Valgrind loads its replacements of malloc and others before the program. */
+static int is_preloaded(const char *name)
+{
+    const char *preloaded = getenv("LD_PRELOAD");
+    return preloaded != NULL && strstr(preloaded, name) != NULL;
+}
+
 int suite_under_valgrind(void)
 {
-    const char *preloaded = getenv("LD_PRELOAD"); /* valgrind puts its replacement of malloc there */
-    return preloaded != NULL && strstr(preloaded, "vgpreload") != NULL;
+    return is_preloaded("vgpreload");
+}
+
+static const TTest *test_unless(const TTest *test, int is_left_out)
+{
+    if (is_left_out) {
+        printf("left out under valgrind: %s\n", test->name);
+    }
+    return is_left_out ? NULL : test;
+}
+
+const TTest *suite_unless_valgrind(const TTest *test)
+{
+    return test_unless(test, suite_under_valgrind());
+}
+
+const TTest *suite_unless_memcheck(const TTest *test)
+{
+    return test_unless(test, is_preloaded("vgpreload_memcheck"));
+}
+
+const TTest *suite_unless_helgrind(const TTest *test)
+{
+    return test_unless(test, is_preloaded("vgpreload_helgrind"));
 }
 
 int64_t now_ms(void)
@@ -29,7 +59,9 @@ int suite_run_after(const char *name, const TTest *const *tests, size_t count, v
     TCase *cases = tcase_create(name);
     tcase_set_timeout(cases, SUITE_SECONDS);
     for (size_t i = 0; i < count; i++) {
-        tcase_add_test(cases, tests[i]);
+        if (tests[i] != NULL) {
+            tcase_add_test(cases, tests[i]);
+        }
     }
     if (before != NULL) {
         tcase_add_checked_fixture(cases, before, NULL);

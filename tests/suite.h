@@ -16,7 +16,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Returns the exit status for main. */
+/* Returns the exit status for main. Tests that are NULL are left out. */
 int suite_run(const char *name, const TTest *const *tests, size_t count);
 
 /* The same; each test calls `before`, which may fail it, in its own process first. */
@@ -47,7 +47,13 @@ int suite_run_after(const char *name, const TTest *const *tests, size_t count, v
 /* Milliseconds of the monotonic clock. What a machine needs for something is no more to be asserted than that it is not for ever. */
 int64_t now_ms(void);
 
-/* For a test that does on purpose what valgrind reports, such as reading what was never written. */
+/*
+ * For a test that does on purpose what valgrind (one of its tools, or any) reports, such as reading what was never written, or that valgrind cannot
+ * follow: the test, or NULL there, which suite_run leaves out and says so. The reason stands beside it.
+ */
+const TTest *suite_unless_valgrind(const TTest *test);
+const TTest *suite_unless_memcheck(const TTest *test);
+const TTest *suite_unless_helgrind(const TTest *test);
 int suite_under_valgrind(void);
 
 #endif
