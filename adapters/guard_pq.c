@@ -115,6 +115,10 @@ static int on_event(PGEventId id, void *info, void *pass)
             if (pq->session.tx != NULL) {
                 watch_result(pq, event->result);
             }
+            if (pq->pool != NULL && PQresultStatus(event->result) == PGRES_COMMAND_OK) {
+                const char *tag = PQcmdStatus(event->result);
+                pq->unset |= strcmp(tag, "RESET") == 0 || strcmp(tag, "DISCARD ALL") == 0;
+            }
         }
     } else if (id == PGEVT_CONNRESET) {
         for (guard_pq *pq = PQinstanceData(((PGEventConnReset *)info)->conn, on_event); pq != NULL; pq = pq->outer) {
@@ -248,11 +252,10 @@ static int wrap(guard_pq **made, PGconn *conn, const guard_pq_options *options, 
  * them. Behind a pooler they would stay with a connection that is others' too. An engine without pg_settings answers with
  * an error, which changes nothing.
  */
-static void introduce(guard_pq *pq)
+int guard_pq_introduce(guard_pq *pq, guard_pq_deadline deadline, guard_error *error)
 {
     char sql[GUARD_PQ_SQL_MAX];
     PGresult *result = NULL;
-    guard_error ignored;
     const guard_pq_options *o = &pq->options;
     int pid = PQbackendPID(pq->conn);
     snprintf(sql, sizeof(sql),
@@ -261,21 +264,30 @@ static void introduce(guard_pq *pq)
              "WHERE source = 'default' AND (name = 'client_connection_check_interval' AND %d >= 0 "
              "OR name = 'idle_in_transaction_session_timeout' AND %d >= 0)) END",
              pid, pid, (int)o->check_ms, (int)o->idle_ms, (int)o->check_ms, (int)o->idle_ms);
-    if (guard_pq_query(pq, sql, o->connect_ms, &result, &ignored) == 0 && result != NULL && PQntuples(result) == 1 &&
-        pq->pooler == GUARD_PQ_POOLER_ASK) {
+    pq->unset = 0;
+    int code = guard_pq_query_on(pq->conn, sql, NULL, deadline, &result, error);
+    if (code == 0 && PQntuples(result) == 1 && pq->pooler == GUARD_PQ_POOLER_ASK) {
         int alone = strcmp(PQgetvalue(result, 0, 0), "t") == 0;
         pq->pooler = alone ? GUARD_PQ_POOLER_NONE : GUARD_PQ_POOLER_TRANSACTION;
     }
     PQclear(result);
+    if (code == 0 || PQtransactionStatus(pq->conn) == PQTRANS_IDLE) {
+        return 0;
+    }
+    if (error->domain == GUARD_TIMEOUT) {
+        guard_error_set(error, GUARD_TIMEOUT, ETIMEDOUT, "connecting to %s, port %s, took too long", PQhost(pq->conn),
+                        PQport(pq->conn));
+    }
+    return error->code;
 }
 
 guard_pq *guard_pq_make(const char *conninfo, const guard_pq_options *options, guard_error *error)
 {
     guard_pq_keywords keywords;
     guard_pq *pq = NULL;
-    int32_t ms = options != NULL && options->connect_ms != 0 ? options->connect_ms : 10000;
+    guard_pq_deadline deadline = guard_pq_in(options != NULL && options->connect_ms != 0 ? options->connect_ms : 10000);
     if (guard_pq_keywords_parse(&keywords, conninfo, error) == 0) {
-        PGconn *conn = guard_pq_connect(&keywords, guard_pq_in(ms), error);
+        PGconn *conn = guard_pq_connect(&keywords, deadline, error);
         if (conn != NULL && wrap(&pq, conn, options, error) != 0) {
             PQfinish(conn);
         }
@@ -284,7 +296,10 @@ guard_pq *guard_pq_make(const char *conninfo, const guard_pq_options *options, g
     if (pq != NULL) {
         pq->opened_ms = guard_pq_now();
         pq->receiver = PQsetNoticeReceiver(pq->conn, on_notice, pq);
-        introduce(pq);
+        if (guard_pq_introduce(pq, deadline, error) != 0) {
+            guard_pq_free(pq);
+            pq = NULL;
+        }
     }
     return pq;
 }
@@ -315,7 +330,7 @@ void guard_pq_free(guard_pq *pq)
 void guard_pq_call_begin(guard_pq *pq, guard_pq_call *call)
 {
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &call->cancel_state);
-    if (pq->adopted && pq->conn != NULL && !PQisnonblocking(pq->conn)) {
+    if (pq->conn != NULL && !PQisnonblocking(pq->conn)) {
         pq->blocking = 1;
         PQsetnonblocking(pq->conn, 1);
     }
@@ -457,7 +472,7 @@ static void release_connection(void *object)
         failed = 1;
     }
     guard_pq_call_begin(pq, &call);
-    guard_pq_marks_close(pq);
+    guard_pq_marks_close(pq, guard_pq_in(pq->options.rollback_ms));
     guard_pq_call_end(pq, &call);
     guard_pq_free(pq);
     if (failed) {

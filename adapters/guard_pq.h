@@ -194,7 +194,10 @@ GUARD_API guard_pq *guard_pq_adopt_at(guard_scope *scope, PGconn *raw, const gua
  */
 GUARD_API void guard_pq_close(guard_pq *pq);
 
-/* libpq's connection, for what this header does not cover. It stays the guard's (or, adopted, the caller's). NULL once it is gone. */
+/*
+ * libpq's connection, for what this header does not cover. It stays the guard's (or, adopted, the caller's). NULL once it is gone. One
+ * that was opened here is in non-blocking mode: PQputCopyData and PQputCopyEnd may then return 0 (PQsetnonblocking).
+ */
 GUARD_API PGconn *guard_pq_raw(guard_pq *pq);
 
 /* The connection of a transaction, NULL once it is closed. */
@@ -496,7 +499,8 @@ typedef struct guard_pq_pool_options {
     int32_t take_ms; /* waiting for one; 0 means 10,000, -1 for ever */
     int32_t life_ms; /* closed, when idle, this long after it was opened; 0 means 3,600,000, -1 never */
     const char *
-        reset; /* run when one is given back, such as "DISCARD ALL", at the cost of a round trip; NULL: nothing. Copied */
+        reset; /* run when one is given back, such as "DISCARD ALL", at the cost of a round trip; NULL: nothing. Copied.
+                  RESET and DISCARD ALL cost another one: check_ms and idle_ms are set again */
     const char *name; /* in the metrics, at most 31 bytes; NULL: "postgresql". Pools of one name are added up. Copied */
     uint32_t reserved[6];
 } guard_pq_pool_options;

@@ -128,11 +128,12 @@ struct guard_pq {
     pid_t pid;     /* the process whose connection this is */
     uint64_t wire; /* its socket's name, in this process never another's: guard_pq_wire_new */
     uint8_t adopted;
-    uint8_t blocking;          /* adopted: to be put back into blocking mode */
+    uint8_t blocking;          /* to be put back into the blocking mode that the program had it in */
     uint8_t cut;               /* we have shut its socket, or the server has said that it will: dead */
     uint8_t discard;           /* not to go back to a pool: a session lock may still be held */
     uint8_t pooler;            /* GUARD_PQ_POOLER_ASK until it is known */
     uint8_t primary;           /* its server is no standby */
+    uint8_t unset;             /* of a pool's: the settings that we made may be gone */
     uint8_t local_only;        /* the server gave up waiting for its standbys */
     int64_t since;             /* guard_dump_clock; of a pool's: when it was taken */
     PQnoticeReceiver receiver; /* libpq's own, behind ours; only where we opened the connection */
@@ -161,6 +162,8 @@ extern const guard_tx_driver guard_pq_driver;
 int guard_pq_options_check(const guard_pq_options *options, const guard_place *place);
 /* A connection without a scope, or NULL with *error filled. Never panics. */
 guard_pq *guard_pq_make(const char *conninfo, const guard_pq_options *options, guard_error *error);
+/* What is asked and set first; 0, or the error's code: it has not got through. */
+int guard_pq_introduce(guard_pq *pq, guard_pq_deadline deadline, guard_error *error);
 guard_pq *guard_pq_make_around(PGconn *raw, const guard_pq_options *options, guard_error *error);
 /* Frees it; does nothing else to an adopted connection. */
 void guard_pq_free(guard_pq *pq);
@@ -286,7 +289,7 @@ void guard_pq_marks_done(guard_pq *pq);
 /* A command of anybody's was done on the connection: whether it took the prepared statements away. */
 void guard_pq_marks_watch(guard_pq *pq, const char *tag);
 /* Takes the session's row back, where the connection is idle. */
-void guard_pq_marks_close(guard_pq *pq);
+void guard_pq_marks_close(guard_pq *pq, guard_pq_deadline deadline);
 
 /* 0, or the error's code. What cannot be asked leaves home->text empty. */
 int guard_pq_home_read(PGconn *conn, guard_pq_deadline deadline, guard_pq_home *home, guard_error *error);

@@ -191,7 +191,7 @@ void guard_pq_marks_done(guard_pq *pq)
     pq->marks.kept = pq->marks.seq;
 }
 
-void guard_pq_marks_close(guard_pq *pq)
+void guard_pq_marks_close(guard_pq *pq, guard_pq_deadline deadline)
 {
     char sql[GUARD_PQ_SQL_MAX];
     guard_error ignored;
@@ -208,7 +208,10 @@ void guard_pq_marks_close(guard_pq *pq)
              "BEGIN; SET LOCAL synchronous_commit = off; DELETE FROM %s WHERE session = '%s' AND seq >= %" PRIu64
              "; COMMIT",
              pq->table, m->id, m->kept);
-    guard_pq_query(pq, sql, pq->options.rollback_ms, NULL, &ignored);
+    guard_pq_query_on(pq->conn, sql, NULL, deadline, NULL, &ignored);
+    if (PQtransactionStatus(pq->conn) != PQTRANS_IDLE) {
+        guard_pq_cut(pq);
+    }
     m->rows = 0;
 }
 

@@ -43,6 +43,7 @@ struct guard_pq_pool {
     char *conninfo;
     char *reset;
     char name[32];
+    guard_error failure;       /* why the latest connection could not be made; code 0: it could */
     guard_pq_pool_stats stats; /* open, idle, taken and waiting are exact under the lock */
     pthread_t keeper;          /* makes connections while there are fewer than min */
     int has_keeper;
@@ -157,9 +158,11 @@ static guard_pq *make(guard_pq_pool *pool, guard_pq_deadline deadline, guard_err
     pthread_mutex_lock(&pool->lock);
     if (pq == NULL) {
         pool->stats.failures++;
+        pool->failure = *error;
         free_slot(pool);
     } else {
         pool->stats.opened++;
+        pool->failure.code = 0;
         pq->pool = pool;
     }
     pthread_mutex_unlock(&pool->lock);
@@ -171,6 +174,8 @@ static void *keep(void *arg)
     guard_pq_pool *pool = arg;
     guard_error error;
     int pause = 50;
+    GUARD_AUTO(s); /* from here on it can be cancelled */
+    (void)s;
     pthread_mutex_lock(&pool->lock);
     while (!pool->closing) {
         if (pool->stats.open >= pool->options.min) {
@@ -195,12 +200,12 @@ static void *keep(void *arg)
 
 /* ------------------------------------------------------------------------------------------------ opening -- */
 
-static void close_idle(guard_pq *pq)
+static void close_idle(guard_pq *pq, guard_pq_deadline deadline)
 {
     guard_pq_call call;
     guard_error ignored;
     guard_pq_call_begin(pq, &call);
-    guard_pq_marks_close(pq);
+    guard_pq_marks_close(pq, deadline);
     guard_pq_call_end(pq, &call);
     guard_pq_end_session(pq, &ignored); /* nothing is open: frees the spare handles */
     guard_pq_free(pq);
@@ -224,15 +229,17 @@ static void release_pool(void *object)
     pthread_cond_signal(&pool->work);
     pthread_mutex_unlock(&pool->lock);
     if (pool->has_keeper) {
+        guard_cancel_thread(pool->keeper); /* it may be connecting */
         pthread_join(pool->keeper, NULL);
     }
     pthread_mutex_lock(&pool->lock);
     guard_pq *idle = pool->idle;
     pool->idle = NULL;
     leave(pool);
+    guard_pq_deadline deadline = idle != NULL ? guard_pq_in(idle->options.rollback_ms) : 0; /* of all of them */
     for (guard_pq *next; idle != NULL; idle = next) {
         next = idle->next;
-        close_idle(idle);
+        close_idle(idle, deadline);
     }
 }
 
@@ -428,9 +435,9 @@ static int grab(guard_pq_pool *pool, guard_pq **given)
     return 0;
 }
 
-static void drop_expired(guard_pq_pool *pool, guard_pq *pq)
+static void drop_expired(guard_pq_pool *pool, guard_pq *pq, guard_pq_deadline deadline)
 {
-    close_idle(pq);
+    close_idle(pq, guard_pq_sooner(deadline, guard_pq_in(pq->options.rollback_ms)));
     pthread_mutex_lock(&pool->lock);
     pool->stats.expired++;
     free_slot(pool);
@@ -452,6 +459,11 @@ static guard_pq *take(guard_pq_pool *pool, guard_pq_deadline deadline, int32_t m
             guard_error_set(error, GUARD_TIMEOUT, ETIMEDOUT,
                             pool->closing ? "the pool was closed" : "no connection of the pool was free within %d ms",
                             (int)ms);
+            pthread_mutex_lock(&pool->lock);
+            if (pool->failure.code != 0) {
+                guard_error_attach(error, &pool->failure, GUARD_CAUSE);
+            }
+            pthread_mutex_unlock(&pool->lock);
             return NULL;
         }
         if (pq == NULL) {
@@ -460,7 +472,7 @@ static guard_pq *take(guard_pq_pool *pool, guard_pq_deadline deadline, int32_t m
         if (!is_too_old(pool, pq) && !guard_pq_is_dead(pq)) {
             return pq;
         }
-        drop_expired(pool, pq);
+        drop_expired(pool, pq, deadline);
     }
 }
 
@@ -521,7 +533,10 @@ static int clean(guard_pq_pool *pool, guard_pq *pq, int *rolled_back)
     if (PQpipelineStatus(pq->conn) != PQ_PIPELINE_OFF) {
         return 0;
     }
-    return pool->reset == NULL || guard_pq_query(pq, pool->reset, ms, NULL, &ignored) == 0;
+    if (pool->reset != NULL && guard_pq_query(pq, pool->reset, ms, NULL, &ignored) != 0) {
+        return 0;
+    }
+    return !pq->unset || guard_pq_introduce(pq, guard_pq_in(ms), &ignored) == 0;
 }
 
 /* What was begun and not ended through the guard. An active connection is cut first: it will not be kept, so nobody waits for it. */
@@ -573,7 +588,7 @@ void guard_pq_pool_give(guard_pq_pool *pool, guard_pq *pq)
     int closed = !kept || pool->closing;
     leave(pool);
     if (closed) {
-        close_idle(pq);
+        close_idle(pq, guard_pq_in(pq->options.rollback_ms));
     }
     if (failed) {
         guard_panic_error(&error);

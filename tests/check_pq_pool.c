@@ -238,6 +238,13 @@ START_TEST(a_reset_statement_is_run_at_return_and_its_failure_discards)
         ck_assert_int_eq(guard_pq_query_int64(pq, "SELECT (to_regclass('mine') IS NULL)::int", 0), 1);
     }
     ck_assert_uint_eq(stats().opened, 1);
+    /* It has not taken away what the library has set. */
+    {
+        GUARD_AUTO(inner);
+        guard_pq *pq = guard_pq_pool_take(inner, pool, 0);
+        PGresult *rows = guard_pq_exec(inner, pq, "SHOW idle_in_transaction_session_timeout");
+        ck_assert_str_eq(PQgetvalue(rows, 0, 0), "10min");
+    }
     options.reset = "SELECT 1/0";
     pool = guard_pq_pool_open(s, "", &options);
     use(NULL);
