@@ -1,119 +1,24 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Atomic replacement: the old content or the new, whatever fails, and whenever the writer is killed.
+ * Atomic replacement: before the commit the old content, after it the new; modes, links, names that are taken, directories.
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mount.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
-#include <guard/guard_cancel.h>
-#include <guard/guard_fault.h>
 #include <guard/guard_file.h>
 
-#include "fault_memory.h"
 #include "file_faults.h"
+#include "replacing.h"
 #include "suite.h"
 
 static guard_error error;
 
 /* ------------------------------------------------------------------------------------------------ writing -- */
-
-typedef enum ending { COMMIT, ROLLBACK, LEAVE, PANIC } ending;
-
-typedef struct writing {
-    const char *path;
-    guard_file_replace_options options;
-    ending ending;
-    bool published;
-} writing;
-
-static void write_new(void *arg)
-{
-    writing *w = arg;
-    w->published = false;
-    GUARD_AUTO(s);
-    guard_file_replace *replace = guard_file_replace_begin(s, w->path, &w->options);
-    /* Tells the truth even where commit panics: it runs before the replacement is freed. */
-    GUARD_TRY(NULL)
-    {
-        fputs("new content", guard_file_replace_stream(replace));
-        switch (w->ending) {
-        case COMMIT:
-            guard_file_replace_commit(replace);
-            break;
-        case ROLLBACK:
-            guard_file_replace_rollback(replace);
-            guard_file_replace_rollback(replace); /* harmless */
-            break;
-        case LEAVE:
-            break;
-        case PANIC:
-            guard_panic(5, "before the commit");
-        }
-        w->published = guard_file_replace_published(replace);
-        return;
-    }
-    GUARD_CATCH
-    {
-        w->published = guard_file_replace_published(replace);
-    }
-    if (!w->published) {
-        guard_file_replace_rollback(replace); /* harmless */
-    }
-}
-
-/* The same without a border inside, for the error as the user sees it. */
-static void write_plainly(void *arg)
-{
-    writing *w = arg;
-    GUARD_AUTO(s);
-    guard_file_replace *replace = guard_file_replace_begin(s, w->path, &w->options);
-    fputs("new content", guard_file_replace_stream(replace));
-    if (w->ending == PANIC) {
-        guard_panic(5, "before the commit");
-    }
-    if (w->ending == COMMIT) {
-        guard_file_replace_commit(replace);
-    }
-}
-
-static int replace_file(const char *path, const guard_file_replace_options *options)
-{
-    writing w = {.path = path};
-    if (options != NULL) {
-        w.options = *options;
-    }
-    memset(&error, 0, sizeof error);
-    return guard_run(write_plainly, &w, &error);
-}
-
-static mode_t mode_of(const char *path)
-{
-    struct stat status;
-    ck_assert_int_eq(stat(path, &status), 0);
-    return status.st_mode & 07777;
-}
-
-/* With and without O_TMPFILE. */
-static void scratch_begin(int named)
-{
-    fault_memory_install();
-    scratch_enter();
-    umask(022);
-    if (named) {
-        faults_refuse("O_TMPFILE", EOPNOTSUPP);
-    }
-}
 
 static void watch_commit(void *arg)
 {
@@ -130,13 +35,13 @@ static void watch_commit(void *arg)
 
 START_TEST(before_commit_the_old_content_is_there_and_after_it_the_new)
 {
-    scratch_begin(_i);
+    replacing_begin(_i);
     int before = descriptors_open();
     file_put("target", "old");
     ck_assert_int_eq(guard_run(watch_commit, (void *)"target", &error), 0);
     ck_assert_str_eq(file_get("target"), "new content");
     ck_assert_str_eq(directory_list("."), "target");
-    ck_assert_int_eq(replace_file("made", NULL), 0);
+    ck_assert_int_eq(replace_file("made", NULL, &error), 0);
     ck_assert_str_eq(file_get("made"), "new content");
     ck_assert_int_eq(descriptors_open(), before);
 }
@@ -144,7 +49,7 @@ END_TEST
 
 START_TEST(without_a_commit_nothing_is_left_of_the_new_file)
 {
-    scratch_begin(_i);
+    replacing_begin(_i);
     int before = descriptors_open();
     file_put("target", "old");
     for (ending e = ROLLBACK; e <= PANIC; e++) {
@@ -189,7 +94,7 @@ static void begin_with_reserved(void *arg)
 
 START_TEST(a_second_end_and_reserved_words_are_misuse)
 {
-    scratch_begin(_i);
+    replacing_begin(_i);
     ck_assert_int_eq(guard_run(commit_twice, NULL, &error), GUARD_MISUSE_STATE);
     ck_assert_int_eq(error.domain, GUARD_MISUSE);
     ck_assert_has(error.message, "\"target\"");
@@ -207,29 +112,30 @@ END_TEST
 
 START_TEST(a_new_file_gets_the_mode_that_the_umask_leaves)
 {
-    scratch_begin(_i);
+    replacing_begin(_i);
     umask(027);
-    ck_assert_int_eq(replace_file("target", NULL), 0);
+    ck_assert_int_eq(replace_file("target", NULL, &error), 0);
     ck_assert_int_eq(mode_of("target"), 0640);
 }
 END_TEST
 
 START_TEST(an_existing_files_mode_is_kept_unless_another_is_asked_for)
 {
-    scratch_begin(_i);
+    replacing_begin(_i);
     file_put("target", "old");
     const mode_t modes[] = {0600, 0644, 0444, 0755, 0666, 06755, 0};
     for (int i = 0; modes[i] != 0; i++) {
         chmod("target", modes[i]);
-        ck_assert_int_eq(replace_file("target", NULL), 0);
+        ck_assert_int_eq(replace_file("target", NULL, &error), 0);
         ck_assert_int_eq(mode_of("target"), modes[i]);
     }
     umask(077);
-    ck_assert_int_eq(replace_file("target", &(guard_file_replace_options){.mode = 0664}), 0);
+    ck_assert_int_eq(replace_file("target", &(guard_file_replace_options){.mode = 0664}, &error), 0);
     ck_assert_int_eq(mode_of("target"), 0664);
-    ck_assert_int_eq(replace_file("made", &(guard_file_replace_options){.mode = 0604}), 0);
+    ck_assert_int_eq(replace_file("made", &(guard_file_replace_options){.mode = 0604}, &error), 0);
     ck_assert_int_eq(mode_of("made"), 0604);
-    ck_assert_int_eq(replace_file("made", &(guard_file_replace_options){.mode = 0100644}), GUARD_MISUSE_ARGUMENT);
+    ck_assert_int_eq(replace_file("made", &(guard_file_replace_options){.mode = 0100644}, &error),
+                     GUARD_MISUSE_ARGUMENT);
 }
 END_TEST
 
@@ -243,7 +149,7 @@ static void begin_then_change(void *arg)
 
 START_TEST(the_mode_is_that_of_the_file_at_the_moment_it_is_replaced)
 {
-    scratch_begin(_i);
+    replacing_begin(_i);
     file_put("target", "old");
     ck_assert_int_eq(guard_run(begin_then_change, (void *)"chmod 600 target", &error), 0);
     ck_assert_int_eq(mode_of("target"), 0600);
@@ -263,11 +169,11 @@ START_TEST(owner_and_group_are_kept_where_that_is_allowed)
     if (geteuid() != 0) {
         return; /* only root may give files away */
     }
-    scratch_begin(_i);
+    replacing_begin(_i);
     file_put("target", "old");
     ck_assert_int_eq(chown("target", 1234, 4321), 0);
     chmod("target", 06775);
-    ck_assert_int_eq(replace_file("target", NULL), 0);
+    ck_assert_int_eq(replace_file("target", NULL, &error), 0);
     struct stat status;
     stat("target", &status);
     ck_assert_uint_eq(status.st_uid, 1234);
@@ -279,7 +185,7 @@ START_TEST(owner_and_group_are_kept_where_that_is_allowed)
     chmod(".", 0777);
     pid_t child = fork();
     if (child == 0) {
-        _exit(setgid(555) != 0 || setuid(555) != 0 || replace_file("target", NULL) != 0);
+        _exit(setgid(555) != 0 || setuid(555) != 0 || replace_file("target", NULL, &error) != 0);
     }
     int result;
     ck_assert_int_eq(waitpid(child, &result, 0), child);
@@ -296,13 +202,13 @@ END_TEST
 
 START_TEST(a_symbolic_link_is_followed_and_the_file_at_its_end_replaced)
 {
-    scratch_begin(_i);
+    replacing_begin(_i);
     mkdir("a", 0755);
     mkdir("b", 0755);
     file_put("b/file", "old");
     ck_assert_int_eq(symlink("../b/middle", "a/link"), 0);
     ck_assert_int_eq(symlink("file", "b/middle"), 0);
-    ck_assert_int_eq(replace_file("a/link", NULL), 0);
+    ck_assert_int_eq(replace_file("a/link", NULL, &error), 0);
     ck_assert_str_eq(file_get("b/file"), "new content");
     ck_assert_str_eq(directory_list("a"), "link");
     ck_assert_str_eq(directory_list("b"), "file middle");
@@ -313,30 +219,30 @@ START_TEST(a_symbolic_link_is_followed_and_the_file_at_its_end_replaced)
     ck_assert(S_ISLNK(status.st_mode));
     /* One that dangles is where the file is made, as open(2) does. */
     unlink("b/file");
-    ck_assert_int_eq(replace_file("a/link", NULL), 0);
+    ck_assert_int_eq(replace_file("a/link", NULL, &error), 0);
     ck_assert_str_eq(file_get("b/file"), "new content");
 }
 END_TEST
 
 START_TEST(a_symbolic_link_is_refused_where_that_is_asked_for)
 {
-    scratch_begin(_i);
+    replacing_begin(_i);
     file_put("file", "old");
     ck_assert_int_eq(symlink("file", "link"), 0);
     const guard_file_replace_options refuse = {.refuse_link = 1};
-    ck_assert_int_eq(replace_file("link", &refuse), ELOOP);
+    ck_assert_int_eq(replace_file("link", &refuse, &error), ELOOP);
     ck_assert_has(error.message, "cannot replace \"link\"");
     ck_assert_str_eq(file_get("file"), "old");
-    ck_assert_int_eq(replace_file("file", &refuse), 0);
+    ck_assert_int_eq(replace_file("file", &refuse, &error), 0);
     ck_assert_int_eq(symlink("loop", "loop"), 0);
-    ck_assert_int_eq(replace_file("loop", NULL), ELOOP);
+    ck_assert_int_eq(replace_file("loop", NULL, &error), ELOOP);
     ck_assert_str_eq(directory_list("."), "file link loop");
 }
 END_TEST
 
 START_TEST(what_is_no_regular_file_is_refused_by_name)
 {
-    scratch_begin(_i);
+    replacing_begin(_i);
     mkdir("directory", 0755);
     mkfifo("pipe", 0644);
     const struct {
@@ -348,7 +254,8 @@ START_TEST(what_is_no_regular_file_is_refused_by_name)
                    {"no/such", ENOENT},   {"pipe/x", ENOTDIR},
                    {"", ENOENT},          {NULL, 0}};
     for (int i = 0; refused[i].path != NULL; i++) {
-        ck_assert_msg(replace_file(refused[i].path, NULL) == refused[i].code, "%s: %s", refused[i].path, error.message);
+        ck_assert_msg(replace_file(refused[i].path, NULL, &error) == refused[i].code, "%s: %s", refused[i].path,
+                      error.message);
         char quoted[64];
         snprintf(quoted, sizeof quoted, "\"%s\"", refused[i].path);
         ck_assert_has(error.message, quoted);
@@ -356,12 +263,12 @@ START_TEST(what_is_no_regular_file_is_refused_by_name)
     char name[300];
     memset(name, 'n', sizeof name);
     name[255] = '\0'; /* the longest there is */
-    ck_assert_int_eq(replace_file(name, NULL), 0);
+    ck_assert_int_eq(replace_file(name, NULL, &error), 0);
     ck_assert_str_eq(file_get(name), "new content");
     unlink(name);
     name[255] = 'n';
     name[256] = '\0';
-    ck_assert_int_eq(replace_file(name, NULL), ENAMETOOLONG);
+    ck_assert_int_eq(replace_file(name, NULL, &error), ENAMETOOLONG);
     ck_assert_str_eq(directory_list("."), "directory pipe");
 }
 END_TEST
@@ -370,17 +277,17 @@ END_TEST
 
 START_TEST(an_exclusive_one_never_replaces_a_file)
 {
-    scratch_begin(_i);
+    replacing_begin(_i);
     const guard_file_replace_options exclusive = {.exclusive = 1};
-    ck_assert_int_eq(replace_file("target", &exclusive), 0);
-    ck_assert_int_eq(replace_file("target", &exclusive), EEXIST);
+    ck_assert_int_eq(replace_file("target", &exclusive, &error), 0);
+    ck_assert_int_eq(replace_file("target", &exclusive, &error), EEXIST);
     unlink("target");
-    ck_assert_int_eq(replace_file("target", &exclusive), 0);
+    ck_assert_int_eq(replace_file("target", &exclusive, &error), 0);
     ck_assert_str_eq(directory_list("."), "target");
     unlink("target");
     /* A file system that does not know RENAME_NOREPLACE. */
     faults_refuse("renameat2", EINVAL);
-    ck_assert_int_eq(replace_file("target", &exclusive), 0);
+    ck_assert_int_eq(replace_file("target", &exclusive, &error), 0);
     ck_assert_str_eq(file_get("target"), "new content");
     ck_assert_str_eq(directory_list("."), "target");
 }
@@ -400,7 +307,7 @@ static void begin_exclusive_then_lose(void *arg)
 
 START_TEST(an_exclusive_one_notices_a_file_made_meanwhile)
 {
-    scratch_begin(_i);
+    replacing_begin(_i);
     ck_assert_int_eq(guard_run(begin_exclusive_then_lose, NULL, &error), EEXIST);
     ck_assert_str_eq(file_get("target"), "another's");
     unlink("target");
@@ -426,7 +333,7 @@ static void begin_then_move(void *arg)
 
 START_TEST(the_directory_may_be_renamed_meanwhile)
 {
-    scratch_begin(_i);
+    replacing_begin(_i);
     mkdir("before", 0755);
     ck_assert_int_eq(guard_run(begin_then_move, NULL, &error), 0);
     ck_assert_str_eq(file_get("after/target"), "new content");
@@ -454,24 +361,24 @@ static void as_nobody(void (*check)(void))
 
 static void write_in_readonly(void)
 {
-    int code = replace_file("readonly/target", NULL);
+    int code = replace_file("readonly/target", NULL, &error);
     _exit(code == EACCES && error.domain == GUARD_OS && strstr(error.message, "readonly/target") != NULL ? 0 : 3);
 }
 
 static void write_in_unlistable(void)
 {
     /* No fsync without O_RDONLY: the file system is synced instead. */
-    if (replace_file("unlistable/target", NULL) != 0) {
+    if (replace_file("unlistable/target", NULL, &error) != 0) {
         _exit(4);
     }
     faults_refuse("syncfs", EIO);
-    int code = replace_file("unlistable/target", NULL);
+    int code = replace_file("unlistable/target", NULL, &error);
     _exit(code == EIO && strstr(error.message, "published") != NULL ? 0 : 5);
 }
 
 START_TEST(a_directory_that_may_not_be_written_is_noticed_at_the_beginning)
 {
-    scratch_begin(_i);
+    replacing_begin(_i);
     chmod(".", 0755);
     mkdir("readonly", 0755);
     chmod("readonly", 0555);
@@ -483,7 +390,7 @@ END_TEST
 
 START_TEST(a_directory_that_may_not_be_listed_is_good_enough)
 {
-    scratch_begin(_i);
+    replacing_begin(_i);
     chmod(".", 0755);
     mkdir("unlistable", 0777);
     chmod("unlistable", 0333);
@@ -491,447 +398,6 @@ START_TEST(a_directory_that_may_not_be_listed_is_good_enough)
     chmod("unlistable", 0777);
     ck_assert_str_eq(file_get("unlistable/target"), "new content");
     ck_assert_str_eq(directory_list("unlistable"), "target");
-}
-END_TEST
-
-/* -------------------------------------------------------------------------------------------------- faults -- */
-
-/* What holds after any single fault. Returns what the write told. */
-static bool ck_assert_one_or_the_other(const writing *w, int code, const char *when)
-{
-    const char *content = file_get("target"), *old = w->options.exclusive ? "(none)" : "old";
-    ck_assert_msg(strcmp(content, w->published ? "new content" : old) == 0, "%s: told %s, found %s", when,
-                  w->published ? "published" : "not published", content);
-    ck_assert_msg(code == 0, "%s: the rollback after it failed, too: %s", when, error.message);
-    return w->published;
-}
-
-static void try_every_fault(writing *w, int fault)
-{
-    bool published = false;
-    int before = descriptors_open(), n = 1, told = 0;
-    for (;; n++) {
-        unlink("target");
-        if (!w->options.exclusive) {
-            file_put("target", "old");
-        }
-        faults_arm(n, fault);
-        int code = guard_run(write_new, w, &error);
-        faults_disarm();
-        bool struck = faults_struck();
-        char when[64];
-        snprintf(when, sizeof when, "call %d, %s", n, faults_where());
-        if (code == fault && !w->published) { /* begin itself */
-            code = 0;
-        }
-        published = ck_assert_one_or_the_other(w, code, when);
-        told += !published;
-        const char *left = directory_list(".");
-        /* Only a failing unlink leaves the file, and is told. */
-        if (strcmp(faults_where(), "unlinkat") != 0) {
-            ck_assert_msg(strcmp(left, "target") == 0 || (!published && left[0] == '\0'), "%s: left %s", when, left);
-        }
-        ck_assert_msg(descriptors_open() == before, "%s: leaks a descriptor", when);
-        if (!struck) {
-            break;
-        }
-    }
-    ck_assert_msg(published, "without a fault nothing was published: %s", error.message);
-    ck_assert_msg(n > 8 && told > 4, "only %d calls were tried, %d failed", n, told);
-}
-
-START_TEST(whatever_call_fails_it_is_the_old_content_or_the_new_as_told)
-{
-    scratch_begin(_i);
-    const int faults[] = {EIO, ENOSPC, EACCES, EROFS, EDQUOT, ENOMEM, 0};
-    for (int i = 0; faults[i] != 0; i++) {
-        try_every_fault(&(writing){.path = "target"}, faults[i]);
-        try_every_fault(&(writing){.path = "target", .options = {.exclusive = 1}}, faults[i]);
-    }
-}
-END_TEST
-
-START_TEST(an_interrupted_call_is_made_again)
-{
-    scratch_begin(_i);
-    const char *const restarted[] = {"openat", "fsync", "close"};
-    int seen = 0;
-    for (int n = 1;; n++) {
-        writing w = {.path = "target"};
-        faults_arm(n, EINTR);
-        int code = guard_run(write_new, &w, &error);
-        faults_disarm();
-        if (!faults_struck()) {
-            break;
-        }
-        for (int i = 0; i < 3; i++) {
-            if (strcmp(faults_where(), restarted[i]) == 0) {
-                ck_assert_msg(code == 0 && w.published, "call %d, %s: %s", n, restarted[i], error.message);
-                seen++;
-            }
-        }
-    }
-    ck_assert_int_gt(seen, 2);
-}
-END_TEST
-
-START_TEST(a_rename_whose_answer_is_lost_is_told_as_it_is)
-{
-    scratch_begin(_i);
-    file_put("target", "old");
-    faults_lose("renameat", EIO);
-    ck_assert_int_eq(replace_file("target", NULL), 0);
-    ck_assert_str_eq(file_get("target"), "new content");
-    ck_assert_str_eq(directory_list("."), "target");
-    unlink("target");
-    faults_lose("renameat2", EIO);
-    ck_assert_int_eq(replace_file("target", &(guard_file_replace_options){.exclusive = 1}), 0);
-    ck_assert_str_eq(directory_list("."), "target");
-    faults_lose("linkat", EIO);
-    replace_file("target", NULL);
-    ck_assert_str_eq(directory_list("."), "target");
-}
-END_TEST
-
-static void write_much(void *path)
-{
-    char block[1024];
-    memset(block, 'x', sizeof block);
-    GUARD_AUTO(s);
-    guard_file_replace *replace = guard_file_replace_begin(s, path, NULL);
-    FILE *stream = guard_file_replace_stream(replace);
-    for (int i = 0; i < 1024; i++) {
-        fwrite(block, 1, sizeof block, stream);
-    }
-    clearerr(stream); /* the commit must not rely on it where data is still to be written */
-    fputs("end", stream);
-    guard_file_replace_commit(replace);
-}
-
-static void write_much_carelessly(void *path)
-{
-    char block[1024];
-    memset(block, 'x', sizeof block);
-    GUARD_AUTO(s);
-    guard_file_replace *replace = guard_file_replace_begin(s, path, NULL);
-    for (int i = 0; i < 1024; i++) {
-        fwrite(block, 1, sizeof block, guard_file_replace_stream(replace));
-    }
-    guard_file_replace_commit(replace);
-}
-
-START_TEST(a_full_disk_leaves_the_old_content_and_is_told)
-{
-    scratch_begin(_i);
-    mkdir("small", 0755);
-    if (mount("tmpfs", "small", "tmpfs", 0, "size=64k") != 0) {
-        return; /* the next test has a limit that everybody may set */
-    }
-    file_put("small/target", "old");
-    int code = guard_run(write_much, (void *)"small/target", &error);
-    int careless = guard_run(write_much_carelessly, (void *)"small/target", NULL);
-    const char *content = strdup(file_get("small/target"));
-    const char *left = directory_list("small");
-    bool as_before = strcmp(content, "old") == 0 && strcmp(left, "target") == 0;
-    umount("small");
-    free((char *)content);
-    ck_assert(as_before);
-    ck_assert_int_eq(code, ENOSPC);
-    ck_assert_has(error.message, "\"small/target\"");
-    ck_assert_int_eq(careless, ENOSPC);
-}
-END_TEST
-
-START_TEST(a_file_size_limit_leaves_the_old_content_and_is_told)
-{
-    scratch_begin(_i);
-    struct rlimit limit;
-    getrlimit(RLIMIT_FSIZE, &limit);
-    signal(SIGXFSZ, SIG_IGN);
-    file_put("target", "old");
-    setrlimit(RLIMIT_FSIZE, &(struct rlimit){10000, limit.rlim_max});
-    int code = guard_run(write_much_carelessly, (void *)"target", &error);
-    setrlimit(RLIMIT_FSIZE, &limit);
-    ck_assert_msg(code == EFBIG, "%s", error.message);
-    ck_assert_str_eq(file_get("target"), "old");
-    ck_assert_str_eq(directory_list("."), "target");
-}
-END_TEST
-
-static void hold_a_panic(void *arg)
-{
-    (void)arg;
-    guard_panic(6, "a cleanup failed");
-}
-
-static void commit_after_failed_cleanup(void *arg)
-{
-    (void)arg;
-    GUARD_AUTO(s);
-    guard_file_replace *replace = guard_file_replace_begin(s, "target", NULL);
-    GUARD_SCOPE (inner) {
-        guard_defer(inner, hold_a_panic, NULL);
-    }
-    guard_file_replace_commit(replace);
-}
-
-START_TEST(nothing_is_published_after_a_cleanup_that_failed)
-{
-    scratch_begin(_i);
-    file_put("target", "old");
-    ck_assert_int_eq(guard_run(commit_after_failed_cleanup, NULL, &error), 6);
-    ck_assert_str_eq(file_get("target"), "old");
-    ck_assert_str_eq(directory_list("."), "target");
-}
-END_TEST
-
-static void commit_cancelled(void *arg)
-{
-    (void)arg;
-    GUARD_AUTO(s);
-    guard_file_replace *replace = guard_file_replace_begin(s, "target", NULL);
-    guard_cancel_thread(pthread_self());
-    guard_file_replace_commit(replace);
-}
-
-START_TEST(nothing_is_published_by_a_cancelled_thread)
-{
-    scratch_begin(_i);
-    file_put("target", "old");
-    ck_assert_int_eq(guard_run(commit_cancelled, NULL, &error), ECANCELED);
-    guard_cancel_clear();
-    ck_assert_str_eq(file_get("target"), "old");
-    ck_assert_str_eq(directory_list("."), "target");
-}
-END_TEST
-
-/* ---------------------------------------------------------------------------------------------------- fork -- */
-
-static int in_child; /* 0: leaves, 1: commits, 2: rolls back */
-
-static void fork_while_writing(void *arg)
-{
-    (void)arg;
-    GUARD_AUTO(s);
-    guard_file_replace *replace = guard_file_replace_begin(s, "target", NULL);
-    fputs("new ", guard_file_replace_stream(replace));
-    pid_t child = fork();
-    if (child == 0) {
-        if (in_child == 1) {
-            guard_file_replace_commit(replace);
-        } else if (in_child == 2) {
-            guard_file_replace_rollback(replace);
-        }
-        return;
-    }
-    int status;
-    ck_assert_int_eq(waitpid(child, &status, 0), child);
-    ck_assert_int_eq(status, 0);
-    ck_assert_str_eq(file_get("target"), "old");
-    fputs("content", guard_file_replace_stream(replace));
-    guard_file_replace_commit(replace);
-}
-
-START_TEST(a_forked_child_leaves_the_replacement_to_its_parent)
-{
-    scratch_begin(_i);
-    pid_t parent = getpid();
-    for (in_child = 0; in_child < 3; in_child++) {
-        file_put("target", "old");
-        int before = descriptors_open();
-        int code = guard_run(fork_while_writing, NULL, &error);
-        if (getpid() != parent) {
-            _exit(code == (in_child != 0 ? GUARD_MISUSE_STATE : 0) && descriptors_open() == before ? 0 : 1);
-        }
-        ck_assert_msg(code == 0, "%s", error.message);
-        ck_assert_str_eq(file_get("target"), "new content");
-        ck_assert_str_eq(directory_list("."), "target");
-    }
-}
-END_TEST
-
-/* ------------------------------------------------------------------------------------------------ power cut -- */
-
-static void commit_traced(void *arg)
-{
-    (void)arg;
-    GUARD_AUTO(s);
-    guard_file_replace *replace = guard_file_replace_begin(s, "target", NULL);
-    fputs("new content", guard_file_replace_stream(replace));
-    faults_arm(0, 0);
-    guard_file_replace_commit(replace);
-    faults_disarm();
-}
-
-START_TEST(all_is_on_the_disk_before_the_name_leads_to_it_and_then_the_name)
-{
-    scratch_begin(_i);
-    file_put("target", "old");
-    ck_assert_int_eq(guard_run(commit_traced, NULL, &error), 0);
-    ck_assert_str_eq(faults_trace(), _i ? "fstatat fchown fchmod fsync renameat fsync close"
-                                        : "fstatat fchown fchmod fsync linkat renameat fsync close");
-}
-END_TEST
-
-START_TEST(without_proc_the_new_file_has_a_name_from_the_beginning)
-{
-    scratch_begin(_i);
-    file_put("target", "old");
-    faults_refuse("access", ENOENT);
-    ck_assert_int_eq(replace_file("target", NULL), 0);
-    ck_assert_str_eq(file_get("target"), "new content");
-    ck_assert_str_eq(directory_list("."), "target");
-}
-END_TEST
-
-/* --------------------------------------------------------------------------------------------------- kills -- */
-
-static bool is_leftover(const char *name)
-{
-    size_t length = strlen(name);
-    return strncmp(name, ".target.", 8) == 0 && length > 10 && strcmp(name + length - 10, ".guard-tmp") == 0;
-}
-
-/* Removes what a killed writer may have left, and nothing else; how many there were. */
-static int leftovers_remove(void)
-{
-    int count = 0;
-    char *names = strdup(directory_list("."));
-    for (char *name = strtok(names, " "); name != NULL; name = strtok(NULL, " ")) {
-        if (strcmp(name, "target") != 0) {
-            ck_assert_msg(is_leftover(name), "left %s", name);
-            unlink(name);
-            count++;
-        }
-    }
-    free(names);
-    return count;
-}
-
-START_TEST(a_writer_killed_at_any_call_leaves_the_old_content_or_the_new)
-{
-    scratch_begin(_i);
-    int old = 0, new = 0, left = 0;
-    for (int n = 1;; n++) {
-        file_put("target", "old");
-        pid_t child = fork();
-        if (child == 0) {
-            writing w = {.path = "target"};
-            faults_arm(n, FAULT_KILL);
-            int code = guard_run(write_new, &w, NULL);
-            _exit(code == 0 && w.published ? 0 : 1);
-        }
-        int status;
-        ck_assert_int_eq(waitpid(child, &status, 0), child);
-        const char *content = file_get("target");
-        bool is_old = strcmp(content, "old") == 0, is_new = strcmp(content, "new content") == 0;
-        ck_assert_msg(is_old || is_new, "killed at call %d: %s", n, content);
-        old += is_old;
-        new += is_new;
-        left += leftovers_remove();
-        if (WIFEXITED(status)) {
-            ck_assert_int_eq(status, 0);
-            ck_assert(is_new);
-            break;
-        }
-        ck_assert_int_eq(WTERMSIG(status), SIGKILL);
-    }
-    ck_assert_msg(old > 4 && new > 1, "%d old, %d new", old, new);
-    /* With O_TMPFILE only the kills between link and rename leave something. */
-    ck_assert_msg(_i ? left > 2 : left <= 2, "%d left", left);
-}
-END_TEST
-
-START_TEST(a_writer_terminated_at_any_call_leaves_no_temporary_file)
-{
-    scratch_begin(_i);
-    int old = 0;
-    for (int n = 1;; n++) {
-        file_put("target", "old");
-        pid_t child = fork();
-        if (child == 0) {
-            writing w = {.path = "target"};
-            signal(SIGTERM, SIG_DFL); /* Check has a handler */
-            guard_fatal_on_signal(SIGTERM);
-            faults_arm(n, FAULT_TERMINATE);
-            int code = guard_run(write_new, &w, NULL);
-            _exit(code == 0 && w.published ? 0 : 1);
-        }
-        int status;
-        ck_assert_int_eq(waitpid(child, &status, 0), child);
-        const char *content = file_get("target");
-        bool is_old = strcmp(content, "old") == 0;
-        ck_assert_msg(is_old || strcmp(content, "new content") == 0, "terminated at call %d: %s", n, content);
-        old += is_old;
-        ck_assert_msg(leftovers_remove() == 0, "terminated at call %d, it left a file", n);
-        if (WIFEXITED(status)) {
-            ck_assert_int_eq(status, 0);
-            break;
-        }
-        ck_assert_int_eq(WTERMSIG(status), SIGTERM);
-    }
-    ck_assert_int_gt(old, 4);
-}
-END_TEST
-
-enum { CONTENT = 200000 };
-
-static void write_letter(void *arg)
-{
-    char letter = *(const char *)arg;
-    GUARD_AUTO(s);
-    guard_file_replace *replace = guard_file_replace_begin(s, "target", NULL);
-    for (int i = 0; i < CONTENT; i++) {
-        putc_unlocked(letter, guard_file_replace_stream(replace));
-    }
-    guard_file_replace_commit(replace);
-}
-
-/* Reads the file whole; it must be CONTENT times one letter. */
-static void ck_assert_whole(void)
-{
-    static char content[CONTENT + 10];
-    int descriptor = open("target", O_RDONLY);
-    ck_assert_msg(descriptor >= 0, "the name was without a file: %s", strerror(errno));
-    ssize_t size = read(descriptor, content, sizeof content);
-    close(descriptor);
-    ck_assert_int_eq(size, CONTENT);
-    ck_assert_msg(memcmp(content, content + 1, CONTENT - 1) == 0, "a mixture of %c and others", content[0]);
-}
-
-START_TEST(a_reader_never_sees_a_mixture_while_writers_are_killed)
-{
-    scratch_begin(_i);
-    ck_assert_int_eq(guard_run(write_letter, (void *)"a", &error), 0);
-    for (unsigned round = 0; round < 20; round++) {
-        pid_t child = fork();
-        ck_assert_int_ge(child, 0); /* kill(-1) would end everything on the machine */
-        if (child == 0) {
-            prctl(PR_SET_PDEATHSIG, SIGKILL); /* it writes for ever */
-            for (char letter = 'a';; letter = letter == 'z' ? 'a' : (char)(letter + 1)) {
-                if (guard_run(write_letter, &letter, NULL) != 0) {
-                    _exit(1);
-                }
-            }
-        }
-        struct timespec end, now;
-        clock_gettime(CLOCK_MONOTONIC, &end);
-        end.tv_nsec += (long)(1 + round * 7919 % 30) * 1000000; /* 1 to 30 ms, spread */
-        if (end.tv_nsec >= 1000000000) {
-            end.tv_sec++;
-            end.tv_nsec -= 1000000000;
-        }
-        do {
-            ck_assert_whole();
-            clock_gettime(CLOCK_MONOTONIC, &now);
-        } while (now.tv_sec < end.tv_sec || (now.tv_sec == end.tv_sec && now.tv_nsec < end.tv_nsec));
-        kill(child, SIGKILL);
-        int status;
-        ck_assert_int_eq(waitpid(child, &status, 0), child);
-        ck_assert_msg(WIFSIGNALED(status), "the writer failed");
-        ck_assert_whole();
-        leftovers_remove();
-    }
 }
 END_TEST
 
@@ -957,19 +423,6 @@ int main(void)
     ADD(the_directory_may_be_renamed_meanwhile);
     ADD(a_directory_that_may_not_be_written_is_noticed_at_the_beginning);
     ADD(a_directory_that_may_not_be_listed_is_good_enough);
-    ADD(whatever_call_fails_it_is_the_old_content_or_the_new_as_told);
-    ADD(an_interrupted_call_is_made_again);
-    ADD(a_rename_whose_answer_is_lost_is_told_as_it_is);
-    ADD(a_full_disk_leaves_the_old_content_and_is_told);
-    ADD(a_file_size_limit_leaves_the_old_content_and_is_told);
-    ADD(nothing_is_published_after_a_cleanup_that_failed);
-    ADD(all_is_on_the_disk_before_the_name_leads_to_it_and_then_the_name);
-    ADD(without_proc_the_new_file_has_a_name_from_the_beginning);
-    ADD(nothing_is_published_by_a_cancelled_thread);
-    ADD(a_forked_child_leaves_the_replacement_to_its_parent);
-    ADD(a_writer_killed_at_any_call_leaves_the_old_content_or_the_new);
-    ADD(a_writer_terminated_at_any_call_leaves_no_temporary_file);
-    ADD(a_reader_never_sees_a_mixture_while_writers_are_killed);
     suite_add_tcase(suite, replacing);
 
     SRunner *runner = srunner_create(suite);
