@@ -13,6 +13,8 @@
  *   - flight is what is on the wire besides single statements; there is one at most.
  *   - The event procedure's instance data is the newest guard_pq around the connection, `outer` leads to the others (a function that
  *     adopts it may be called in the transaction of one that has): each sees every result, raw ones too.
+ *   - There is no event procedure while the program does not have the raw connection: libpq copies its list for each result. All
+ *     results are our own then, and pass guard_pq_get_result.
  */
 #include "guard_pq_internal.h"
 
@@ -103,22 +105,38 @@ static void watch_reset(guard_pq *pq)
     pq->marks.checked = pq->home_known = pq->prepared_end = 0;
 }
 
+static void watch(guard_pq *pq, PGresult *result)
+{
+    if (pq->marks.prepared && PQresultStatus(result) == PGRES_COMMAND_OK) {
+        guard_pq_marks_watch(pq, PQcmdStatus(result));
+    }
+    if (pq->session.tx != NULL) {
+        watch_result(pq, result);
+    }
+    if (pq->pool != NULL && PQresultStatus(result) == PGRES_COMMAND_OK) {
+        const char *tag = PQcmdStatus(result);
+        pq->unset |= strcmp(tag, "RESET") == 0 || strcmp(tag, "DISCARD ALL") == 0;
+    }
+}
+
+PGresult *guard_pq_get_result(guard_pq *pq)
+{
+    pq->seen = NULL;
+    PGresult *result = PQgetResult(pq->conn);
+    if (result != NULL && pq->seen != result) {
+        watch(pq, result);
+    }
+    return result;
+}
+
 static int on_event(PGEventId id, void *info, void *pass)
 {
     (void)pass;
     if (id == PGEVT_RESULTCREATE) {
         const PGEventResultCreate *event = info;
         for (guard_pq *pq = PQinstanceData(event->conn, on_event); pq != NULL; pq = pq->outer) {
-            if (pq->marks.prepared && PQresultStatus(event->result) == PGRES_COMMAND_OK) {
-                guard_pq_marks_watch(pq, PQcmdStatus(event->result));
-            }
-            if (pq->session.tx != NULL) {
-                watch_result(pq, event->result);
-            }
-            if (pq->pool != NULL && PQresultStatus(event->result) == PGRES_COMMAND_OK) {
-                const char *tag = PQcmdStatus(event->result);
-                pq->unset |= strcmp(tag, "RESET") == 0 || strcmp(tag, "DISCARD ALL") == 0;
-            }
+            watch(pq, event->result);
+            pq->seen = event->result;
         }
     } else if (id == PGEVT_CONNRESET) {
         for (guard_pq *pq = PQinstanceData(((PGEventConnReset *)info)->conn, on_event); pq != NULL; pq = pq->outer) {
@@ -144,7 +162,7 @@ static void on_notice(void *arg, const PGresult *notice)
     const char *severity = PQresultErrorField(notice, PG_DIAG_SEVERITY_NONLOCALIZED);
     const char *sqlstate = PQresultErrorField(notice, PG_DIAG_SQLSTATE);
     if (sqlstate != NULL && strcmp(sqlstate, "25001") == 0) {
-        for (guard_pq *each = PQinstanceData(pq->conn, on_event); each != NULL; each = each->outer) {
+        for (guard_pq *each = pq->watched ? PQinstanceData(pq->conn, on_event) : pq; each != NULL; each = each->outer) {
             each->t.warned = 1;
         }
     }
@@ -161,8 +179,10 @@ static void on_notice(void *arg, const PGresult *notice)
 static int watch_connection(guard_pq *pq)
 {
     pq->outer = PQinstanceData(pq->conn, on_event);
-    return PQsetInstanceData(pq->conn, on_event, pq) ||
-           (PQregisterEventProc(pq->conn, on_event, "libguard", NULL) && PQsetInstanceData(pq->conn, on_event, pq));
+    pq->watched = PQsetInstanceData(pq->conn, on_event, pq) ||
+                  (PQregisterEventProc(pq->conn, on_event, "libguard", NULL) &&
+                   PQsetInstanceData(pq->conn, on_event, pq));
+    return pq->watched;
 }
 
 /* Two guards around one connection may end in any order. */
@@ -226,18 +246,19 @@ static void set_options(guard_pq *pq, const guard_pq_options *options)
 }
 
 /* 0; else the error's code, and *conn is still the caller's. */
-static int wrap(guard_pq **made, PGconn *conn, const guard_pq_options *options, guard_error *error)
+static int wrap(guard_pq **made, PGconn *conn, int adopted, const guard_pq_options *options, guard_error *error)
 {
     guard_pq *pq = calloc(1, sizeof(*pq));
     if (pq != NULL) {
         pq->conn = conn;
+        pq->adopted = (uint8_t)adopted;
         pq->pid = guard_pq_process();
         pq->wire = guard_pq_wire_new();
         set_options(pq, options);
         guard_tx_session_open(&pq->session, &guard_pq_driver, pq);
         pq->canceller = guard_pq_canceller_open(conn);
     }
-    if (pq == NULL || pq->canceller == NULL || !watch_connection(pq)) {
+    if (pq == NULL || pq->canceller == NULL || (adopted && !watch_connection(pq))) {
         guard_pq_canceller_close(pq != NULL ? pq->canceller : NULL);
         free(pq);
         guard_error_set(error, GUARD_MEMORY, ENOMEM, "out of memory for a connection's guard");
@@ -288,7 +309,7 @@ guard_pq *guard_pq_make(const char *conninfo, const guard_pq_options *options, g
     guard_pq_deadline deadline = guard_pq_in(options != NULL && options->connect_ms != 0 ? options->connect_ms : 10000);
     if (guard_pq_keywords_parse(&keywords, conninfo, error) == 0) {
         PGconn *conn = guard_pq_connect(&keywords, deadline, error);
-        if (conn != NULL && wrap(&pq, conn, options, error) != 0) {
+        if (conn != NULL && wrap(&pq, conn, 0, options, error) != 0) {
             PQfinish(conn);
         }
     }
@@ -307,9 +328,7 @@ guard_pq *guard_pq_make(const char *conninfo, const guard_pq_options *options, g
 guard_pq *guard_pq_make_around(PGconn *raw, const guard_pq_options *options, guard_error *error)
 {
     guard_pq *pq = NULL;
-    if (wrap(&pq, raw, options, error) == 0) {
-        pq->adopted = 1;
-    }
+    wrap(&pq, raw, 1, options, error);
     return pq;
 }
 
@@ -515,6 +534,9 @@ void guard_pq_close(guard_pq *pq)
 
 PGconn *guard_pq_raw(guard_pq *pq)
 {
+    if (pq->conn != NULL && !pq->watched && !watch_connection(pq)) {
+        guard_panic_in(GUARD_MEMORY, ENOMEM, "out of memory for looking after the program's own use of a connection");
+    }
     return pq->conn;
 }
 

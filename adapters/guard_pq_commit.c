@@ -119,7 +119,7 @@ static void ask(guard_pq *pq, const char *sql, answer *a)
             a->refused = 0;
             return;
         }
-        PGresult *result = PQgetResult(pq->conn);
+        PGresult *result = guard_pq_get_result(pq);
         if (result == NULL) {
             return;
         }

@@ -52,7 +52,7 @@ static int start(guard_pq *pq, const char *sql, ExecStatusType wanted, guard_err
     }
     pq->t.may_be_over |= guard_pq_may_end(pq, sql, 0); /* behind the COPY, say */
     if (guard_pq_await(pq->conn, guard_pq_in(ms))) {
-        PGresult *result = PQgetResult(pq->conn);
+        PGresult *result = guard_pq_get_result(pq);
         ExecStatusType status = PQresultStatus(result);
         if (status == wanted) {
             PQclear(result);

@@ -135,6 +135,8 @@ struct guard_pq {
     uint8_t primary;           /* its server is no standby */
     uint8_t unset;             /* of a pool's: the settings that we made may be gone */
     uint8_t local_only;        /* the server gave up waiting for its standbys */
+    uint8_t watched;           /* libpq tells on_event of every result: the program has the raw connection */
+    const PGresult *seen;      /* the latest that it told of */
     int64_t since;             /* guard_dump_clock; of a pool's: when it was taken */
     PQnoticeReceiver receiver; /* libpq's own, behind ours; only where we opened the connection */
     guard_ticket ticket;
@@ -217,7 +219,8 @@ int guard_pq_is_retryable(const char *sqlstate);
 
 /* Waits until PQgetResult will not block (or the connection has failed, which it then says): 1; 0 past the deadline. */
 int guard_pq_await(PGconn *conn, guard_pq_deadline deadline);
-int guard_pq_await_answer(guard_pq *pq, guard_pq_deadline deadline); /* the same for less */
+/* The same for less, outside of a pipeline. */
+int guard_pq_await_answer(guard_pq *pq, guard_pq_deadline deadline);
 /* Waits until one of the events of poll happens on the socket: 1; 0 past the deadline. */
 int guard_pq_poll(PGconn *conn, short events, guard_pq_deadline deadline);
 /* Sends all that libpq has buffered, reading meanwhile: 1; 0 past the deadline. A failure is seen by the next call. */
@@ -252,6 +255,10 @@ int guard_pq_query(guard_pq *pq, const char *sql, int32_t ms, PGresult **kept, g
 /* The same on a connection that is nobody's yet: past the deadline it is left as it is. `probe_key` not NULL: as $1. */
 int guard_pq_query_on(PGconn *conn, const char *sql, const char *const *key, guard_pq_deadline deadline,
                       PGresult **kept, guard_error *error);
+/* The same in a transaction of the connection. */
+int guard_pq_query_of(guard_pq *pq, const char *sql, guard_pq_deadline deadline, guard_error *error);
+/* PQgetResult. What the result says of the transaction under way is remembered; all results of a guard's own statements pass here. */
+PGresult *guard_pq_get_result(guard_pq *pq);
 void guard_pq_count_changes(guard_pq *pq, const PGresult *result);
 /*
  * 1 when a statement of the text may end the transaction. `backslashes`: they escape in plain quoted text. `one_statement`: the text is

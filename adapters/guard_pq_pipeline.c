@@ -222,7 +222,7 @@ static int next(guard_pq_pipeline *pipeline, PGresult **kept, guard_error *error
             fail(pq);
             break;
         }
-        PGresult *result = PQgetResult(pq->conn);
+        PGresult *result = guard_pq_get_result(pq);
         int failed = take(pipeline, result, kept, &done, code == 0 ? error : &later);
         code = code != 0 ? code : failed;
         if (PQstatus(pq->conn) == CONNECTION_BAD) {
@@ -295,7 +295,7 @@ void guard_pq_pipeline_end_at(guard_pq_pipeline *pipeline, const guard_place *pl
     guard_pq_deadline deadline = guard_pq_in(pq->options.statement_ms);
     while (pipeline->flight.pq != NULL && pipeline->syncs > 0 && guard_pq_await(pq->conn, deadline) &&
            PQstatus(pq->conn) != CONNECTION_BAD) {
-        PGresult *result = PQgetResult(pq->conn);
+        PGresult *result = guard_pq_get_result(pq);
         pipeline->syncs -= PQresultStatus(result) == PGRES_PIPELINE_SYNC;
         PQclear(result);
     }

@@ -15,7 +15,7 @@ int guard_pq_roll_back(guard_pq *pq, const char *sql, guard_pq_deadline deadline
     int code = 0;
     /* A cancel that came late hits our ROLLBACK instead of its statement: it is told again. */
     for (int tries = 0; tries < 5 && guard_pq_quiesce(pq, deadline); tries++) {
-        code = guard_pq_query_on(pq->conn, sql, NULL, deadline, NULL, error);
+        code = guard_pq_query_of(pq, sql, deadline, error);
         if (PQtransactionStatus(pq->conn) == PQTRANS_IDLE) {
             return 1;
         }

@@ -29,13 +29,14 @@ static void keep_context(guard_pq *pq, const PGresult *result)
 void guard_pq_count_changes(guard_pq *pq, const PGresult *result)
 {
     const char *tag = result != NULL ? PQcmdStatus((PGresult *)(uintptr_t)result) : "";
-    size_t length = strlen(tag);
-    pq->changes = 0;
-    /* A tag that counts ends with its number; libpq compares the others with each that does. */
-    if (length > 0 && tag[length - 1] >= '0' && tag[length - 1] <= '9') {
-        const char *count = PQcmdTuples((PGresult *)(uintptr_t)result);
-        pq->changes = count[0] != '\0' ? strtoll(count, NULL, 10) : 0;
+    uint64_t place = 1;
+    uint64_t count = 0;
+    /* A tag that counts ends with its number. PQcmdTuples compares the tag with each that does. */
+    for (const char *at = tag + strlen(tag); at > tag && at[-1] >= '0' && at[-1] <= '9'; at--) {
+        count += (uint64_t)(at[-1] - '0') * place;
+        place *= 10;
     }
+    pq->changes = (int64_t)count;
 }
 
 /* The statement took too long: it is taken back or the connection is given up. */
@@ -84,7 +85,7 @@ int guard_pq_collect(guard_pq *pq, int32_t ms, PGresult **kept, guard_error *err
             code = give_up(pq, ms, error);
             break;
         }
-        PGresult *result = PQgetResult(pq->conn);
+        PGresult *result = guard_pq_get_result(pq);
         if (result == NULL) {
             break;
         }
@@ -135,8 +136,9 @@ static int is_at_rest(PGconn *conn)
     return PQstatus(conn) == CONNECTION_OK && status != PQTRANS_ACTIVE && status != PQTRANS_UNKNOWN;
 }
 
-int guard_pq_query_on(PGconn *conn, const char *sql, const char *const *key, guard_pq_deadline deadline,
-                      PGresult **kept, guard_error *error)
+/* pq may be NULL. */
+static int query_on(PGconn *conn, guard_pq *pq, const char *sql, const char *const *key, guard_pq_deadline deadline,
+                    PGresult **kept, guard_error *error)
 {
     int code = 0;
     int results = 0;
@@ -151,7 +153,7 @@ int guard_pq_query_on(PGconn *conn, const char *sql, const char *const *key, gua
         if (!guard_pq_await(conn, deadline)) {
             return guard_pq_error_timeout(error, "the server's answer", 0);
         }
-        PGresult *result = PQgetResult(conn);
+        PGresult *result = pq != NULL ? guard_pq_get_result(pq) : PQgetResult(conn);
         if (result == NULL) {
             return code == 0 && (results == 0 || !is_at_rest(conn))
                        ? guard_pq_error_conn(conn, error, "reading the answer")
@@ -169,6 +171,17 @@ int guard_pq_query_on(PGconn *conn, const char *sql, const char *const *key, gua
         }
         PQclear(result);
     }
+}
+
+int guard_pq_query_on(PGconn *conn, const char *sql, const char *const *key, guard_pq_deadline deadline,
+                      PGresult **kept, guard_error *error)
+{
+    return query_on(conn, NULL, sql, key, deadline, kept, error);
+}
+
+int guard_pq_query_of(guard_pq *pq, const char *sql, guard_pq_deadline deadline, guard_error *error)
+{
+    return query_on(pq->conn, pq, sql, NULL, deadline, NULL, error);
 }
 
 /* ------------------------------------------------------------------------------------------------ public -- */

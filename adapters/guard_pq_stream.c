@@ -115,7 +115,7 @@ static int next(guard_pq_stream *stream, guard_error *error)
         }
         return error->code;
     }
-    PGresult *result = PQgetResult(pq->conn);
+    PGresult *result = guard_pq_get_result(pq);
     if (PQresultStatus(result) == PGRES_SINGLE_TUPLE) {
         stream->row = result;
         return 0;

@@ -233,7 +233,7 @@ static int roll_back_to(guard_pq *pq, const char *sql, guard_error *error)
     int code = 0;
     /* A cancel that came late hits this statement instead of its own: it is told again. */
     for (int tries = 0; tries < 5 && guard_pq_quiesce(pq, deadline); tries++) {
-        code = guard_pq_query_on(pq->conn, sql, NULL, deadline, NULL, error);
+        code = guard_pq_query_of(pq, sql, deadline, error);
         if (code == 0 || strcmp(error->sqlstate, "57014") != 0) {
             break;
         }

@@ -62,8 +62,7 @@ int guard_pq_poll(PGconn *conn, short events, guard_pq_deadline deadline)
     }
 }
 
-/* pq may be NULL. */
-static inline __attribute__((always_inline)) int await(PGconn *conn, guard_pq *pq, guard_pq_deadline deadline)
+int guard_pq_await(PGconn *conn, guard_pq_deadline deadline)
 {
     for (;;) {
         /* A failing flush is kept by libpq until the server's last words have been read. */
@@ -75,8 +74,7 @@ static inline __attribute__((always_inline)) int await(PGconn *conn, guard_pq *p
         if (PQsslInUse(conn) && (!PQconsumeInput(conn) || !PQisBusy(conn))) {
             return 1;
         }
-        if (!(pq != NULL && !unsent ? guard_pq_wait(pq, deadline)
-                                    : guard_pq_poll(conn, (short)(POLLIN | (unsent ? POLLOUT : 0)), deadline))) {
+        if (!guard_pq_poll(conn, (short)(POLLIN | (unsent ? POLLOUT : 0)), deadline)) {
             return 0;
         }
         if (!PQconsumeInput(conn)) {
@@ -85,14 +83,25 @@ static inline __attribute__((always_inline)) int await(PGconn *conn, guard_pq *p
     }
 }
 
-int guard_pq_await(PGconn *conn, guard_pq_deadline deadline)
-{
-    return await(conn, NULL, deadline);
-}
-
+/* Where the server has answered, nothing is left to send: outside of a pipeline it has all by then, or these are its last words. */
 int guard_pq_await_answer(guard_pq *pq, guard_pq_deadline deadline)
 {
-    return await(pq->conn, pq, deadline);
+    PGconn *conn = pq->conn;
+    while (PQisBusy(conn)) {
+        if (PQflush(conn) == 1) {
+            return guard_pq_await(conn, deadline);
+        }
+        if (PQstatus(conn) == CONNECTION_BAD || (PQsslInUse(conn) && (!PQconsumeInput(conn) || !PQisBusy(conn)))) {
+            return 1;
+        }
+        if (!guard_pq_wait(pq, deadline)) {
+            return 0;
+        }
+        if (!PQconsumeInput(conn)) {
+            return 1;
+        }
+    }
+    return 1;
 }
 
 int guard_pq_flush(PGconn *conn, guard_pq_deadline deadline)
@@ -210,7 +219,7 @@ static int drain_step(guard_pq *pq, int *cancelled, guard_pq_deadline deadline)
     if (!await_cancelling(pq, cancelled, deadline)) {
         return -1;
     }
-    PGresult *result = PQgetResult(conn);
+    PGresult *result = guard_pq_get_result(pq);
     ExecStatusType status = PQresultStatus(result);
     int more = result != NULL;
     PQclear(result);
@@ -255,7 +264,7 @@ static int drain_pipeline(guard_pq *pq, guard_pq_deadline deadline)
         if (!await_cancelling(pq, &cancelled, deadline)) {
             return 0;
         }
-        PGresult *result = PQgetResult(conn);
+        PGresult *result = guard_pq_get_result(pq);
         int left = (result == NULL || PQresultStatus(result) == PGRES_PIPELINE_SYNC) && PQexitPipelineMode(conn);
         PQclear(result);
         if (left) {

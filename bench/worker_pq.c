@@ -38,7 +38,7 @@ static void job_run(void *memory)
     GUARD_AUTO(s);
     job *mine = memory;
     guard_pq *pq = guard_pq_open(s, "", &(guard_pq_options){.marker = mine->marker});
-    bench_place(PQbackendPID(guard_pq_raw(pq)));
+    bench_place((int)guard_pq_query_int64(pq, "SELECT pg_backend_pid()", -1));
     if (mine->marker == GUARD_PQ_MARKER_ROW) {
         guard_pq_marker_install(pq, NULL);
     }

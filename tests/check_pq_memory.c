@@ -100,7 +100,8 @@ static void check_told(const work *w)
                   w->result.has_error ? w->result.error.message : "no error", (int)rows);
 }
 
-static void fail_everywhere_at_commit(int marker, int least)
+/* With the raw connection given away libpq copies its list of event procedures for each result. */
+static void fail_everywhere_at_commit(int marker, int gives_raw, int least)
 {
     int outcomes[4] = {0};
     int more = 1;
@@ -109,6 +110,9 @@ static void fail_everywhere_at_commit(int marker, int least)
         GUARD_AUTO(s);
         work w = {.pq = guard_pq_open(s, "", NULL), .id = (int)n, .n = n, .marker = marker};
         guard_pq_tx_options options = {.marker = marker};
+        if (gives_raw) {
+            ck_assert_ptr_nonnull(guard_pq_raw(w.pq));
+        }
         guard_pq_transact(w.pq, insert_then_fail, &w, &options, &w.result);
         more = hit;
         fail_at(0);
@@ -121,8 +125,10 @@ static void fail_everywhere_at_commit(int marker, int least)
 
 START_TEST(the_outcome_told_is_true_whichever_allocation_of_commit_fails)
 {
-    fail_everywhere_at_commit(GUARD_PQ_MARKER_ROW, 5);
-    fail_everywhere_at_commit(GUARD_PQ_MARKER_NONE, 2);
+    fail_everywhere_at_commit(GUARD_PQ_MARKER_ROW, 1, 5);
+    fail_everywhere_at_commit(GUARD_PQ_MARKER_NONE, 1, 2);
+    fail_everywhere_at_commit(GUARD_PQ_MARKER_ROW, 0, 3);
+    fail_everywhere_at_commit(GUARD_PQ_MARKER_NONE, 0, 1);
 }
 END_TEST
 
