@@ -57,6 +57,7 @@ static unsigned next_random(uint64_t *state)
     return (unsigned)(*state >> 33);
 }
 
+/* Time itself: what is killed afterwards is to be hit at any moment of its work. */
 static void rest(long microseconds)
 {
     struct timespec time = {microseconds / 1000000, microseconds % 1000000 * 1000};
