@@ -415,8 +415,9 @@ GUARD_API guard_outcome guard_pq_transact_raw_at(PGconn *raw, guard_tx_fn *fn, v
 /* ------------------------------------------------------------------------------------------ marker, resolving -- */
 
 /*
- * Makes the marker table of the connection's options where it is missing, and grants its use to `role` (NULL: to nobody). Run it once,
- * as a role that may create tables in its schema. Not inside a transaction.
+ * Makes the marker table of the connection's options where it is missing, and grants its use to `role` (NULL: to nobody), its schema's
+ * included. Run it once, as a role that may create tables in its schema. Not inside a transaction. Panics with GUARD_PQ_MARKER where the
+ * role then has not got what it needs, as the server only warns of a GRANT by who may not grant.
  *
  * A session that closes in order takes its row back; one that was killed leaves one row, and so does each transaction
  * that was in doubt. Rows may be deleted when no token older than them is still to be resolved; they have a time. One row, whose time
@@ -480,7 +481,8 @@ GUARD_API guard_ticket guard_pq_lock_session_at(guard_scope *scope, guard_pq *pq
  * the database. Not inside a transaction. They panic with 42704 where there is none of that name. They cost a round trip more than
  * the statement: the transaction's number is read first. When the answer is lost or late they find out on new connections, within
  * resolve_ms, and ask once more where it is still listed: then they return, or panic with GUARD_TX_ROLLED_BACK when somebody has done
- * the opposite, or with GUARD_TX_IN_DOUBT. Use a name once: a request that is late in the network goes by the name alone.
+ * the opposite, or with GUARD_TX_IN_DOUBT, as where a server that was promoted meanwhile may never have had it. Use a name once: a
+ * request that is late in the network goes by the name alone.
  * A prepared transaction that is forgotten holds its locks for ever: list them when the program starts.
  */
 #define guard_pq_prepared_commit(pq, name) guard_pq_prepared_commit_at((pq), (name), GUARD_HERE)

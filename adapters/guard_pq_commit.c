@@ -215,6 +215,9 @@ static int look_at_mode(guard_pq *pq, guard_error *error)
     }
     pq->t.read_only = 0;
     pq->t.marker = pq->t.wanted;
+    if (pq->t.marker != GUARD_PQ_MARKER_NONE && (code = guard_pq_home_check(pq, error)) != 0) {
+        return code;
+    }
     if (pq->t.marker == GUARD_PQ_MARKER_ROW) {
         code = guard_pq_marks_check(pq, error);
         code = code != 0 ? code : guard_pq_marks_begin(pq, error);
@@ -276,6 +279,9 @@ static guard_outcome judge(guard_pq *pq, const answer *a, const char *xid, guard
     if (a->has_error && a->refused && (status == PQTRANS_IDLE || status == PQTRANS_INERROR)) {
         if (status == PQTRANS_INERROR) {
             take_back(pq);
+        }
+        if (pq->t.marker == GUARD_PQ_MARKER_ROW) {
+            guard_pq_marks_failed(pq, a->error.sqlstate);
         }
         return rolled_back(result, &a->error);
     }

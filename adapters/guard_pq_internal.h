@@ -111,10 +111,11 @@ typedef struct guard_pq_home {
 
 /* The session of marker rows: (id, seq) is the key of the transaction that commits next. */
 typedef struct guard_pq_session {
-    char id[37];  /* a UUID; "" before its first use, and again once one of its transactions is in doubt */
-    int checked;  /* the table is there and may be used */
-    int rows;     /* a row of it may be in the table */
-    int prepared; /* the server has its statement prepared */
+    char id[37];   /* a UUID; "" before its first use, and again once one of its transactions is in doubt */
+    int checked;   /* the table is there and may be used */
+    int rows;      /* a row of it may be in the table */
+    int prepared;  /* the server has its statement prepared */
+    int two_phase; /* one of its transactions was prepared */
     uint64_t seq;
     uint64_t kept; /* no row before it is in the table, but for what a PREPARE TRANSACTION has still to decide */
     char table_id[GUARD_PQ_TABLE_ID_MAX]; /* of the table that was checked */
@@ -293,6 +294,8 @@ int guard_pq_marks_begin(guard_pq *pq, guard_error *error);
 int guard_pq_marks_sql(guard_pq *pq, char *sql, size_t size);
 /* The transaction with this marker was committed or prepared. */
 void guard_pq_marks_done(guard_pq *pq);
+/* COMMIT with this marker was refused. */
+void guard_pq_marks_failed(guard_pq *pq, const char *sqlstate);
 /* A command of anybody's was done on the connection: whether it took the prepared statements away. */
 void guard_pq_marks_watch(guard_pq *pq, const char *tag);
 /* Takes the session's row back, where the connection is idle. */

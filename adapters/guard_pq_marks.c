@@ -15,7 +15,8 @@
  *
  * Both are one statement, which the server begins and ends once. It is prepared on connections of the library's own that have a server
  * session to themselves (no pooler), for planning it costs more than running it; an adopted connection keeps nothing of ours. A
- * program that takes it away (DISCARD ALL, DEALLOCATE) is noticed by the tag; it is not made again.
+ * program that takes it away (DISCARD ALL, DEALLOCATE) is noticed by the tag, or, where a function did it, by the COMMIT that fails; it is
+ * not made again.
  */
 #include "guard_pq_internal.h"
 
@@ -91,6 +92,7 @@ static int take_id(guard_pq_session *marks, guard_error *error)
     marks->seq = 0;
     marks->kept = 0;
     marks->rows = 0;
+    marks->two_phase = 0;
     return 0;
 }
 
@@ -154,7 +156,7 @@ int guard_pq_marks_check(guard_pq *pq, guard_error *error)
         code = error->code;
     }
     pq->marks.checked = code == 0;
-    if (code == 0) {
+    if (code == 0 && !pq->marks.prepared) {
         prepare(pq);
     }
     return code;
@@ -189,12 +191,37 @@ int guard_pq_marks_sql(guard_pq *pq, char *sql, size_t size)
 void guard_pq_marks_done(guard_pq *pq)
 {
     pq->marks.kept = pq->marks.seq;
+    pq->marks.two_phase |= pq->t.prepare_as != NULL;
+}
+
+void guard_pq_marks_failed(guard_pq *pq, const char *sqlstate)
+{
+    if (pq->marks.prepared && strcmp(sqlstate, "26000") == 0) {
+        pq->marks.prepared = 0;
+        pq->t.retry = 1; /* by text it goes */
+    }
+    if (strncmp(sqlstate, "42", 2) == 0) {
+        pq->marks.checked = 0; /* the table is gone, or may not be used any more: the next BEGIN says so */
+    }
+}
+
+/* `settings` are for SET LOCAL. */
+static void delete_rows(guard_pq *pq, const char *settings, uint64_t first, guard_pq_deadline deadline)
+{
+    char sql[GUARD_PQ_SQL_MAX];
+    guard_error ignored;
+    snprintf(sql, sizeof(sql),
+             "BEGIN; SET LOCAL synchronous_commit = off; %sDELETE FROM %s WHERE session = '%s' AND seq >= %" PRIu64
+             "; COMMIT",
+             settings, pq->table, pq->marks.id, first);
+    guard_pq_query_on(pq->conn, sql, NULL, deadline, NULL, &ignored);
+    if (PQtransactionStatus(pq->conn) != PQTRANS_IDLE) {
+        guard_pq_roll_back(pq, "ROLLBACK", deadline, &ignored);
+    }
 }
 
 void guard_pq_marks_close(guard_pq *pq, guard_pq_deadline deadline)
 {
-    char sql[GUARD_PQ_SQL_MAX];
-    guard_error ignored;
     guard_pq_session *m = &pq->marks;
     if (!m->rows || m->id[0] == '\0' || pq->conn == NULL || pq->cut || pq->session.poison.code != 0 ||
         PQtransactionStatus(pq->conn) != PQTRANS_IDLE || guard_pq_is_dead(pq)) {
@@ -202,15 +229,11 @@ void guard_pq_marks_close(guard_pq *pq, guard_pq_deadline deadline)
     }
     /*
      * Nobody waits for this row's end, so neither do we for the disk. What is before `kept` is there only where a PREPARE TRANSACTION
-     * is to delete it, which would have to be waited for.
+     * is to delete it, which is not waited for.
      */
-    snprintf(sql, sizeof(sql),
-             "BEGIN; SET LOCAL synchronous_commit = off; DELETE FROM %s WHERE session = '%s' AND seq >= %" PRIu64
-             "; COMMIT",
-             pq->table, m->id, m->kept);
-    guard_pq_query_on(pq->conn, sql, NULL, deadline, NULL, &ignored);
-    if (PQtransactionStatus(pq->conn) != PQTRANS_IDLE) {
-        guard_pq_cut(pq);
+    delete_rows(pq, "", m->kept, deadline);
+    if (m->two_phase && !pq->cut) {
+        delete_rows(pq, "SET LOCAL lock_timeout = 1; ", 0, deadline); /* what was before one that is over meanwhile */
     }
     m->rows = 0;
 }
@@ -266,16 +289,59 @@ static int quote_identifier(char *to, size_t size, const char *name)
     return 0;
 }
 
+/* The role also has to get into the table's schema. */
+static void grant_schema(guard_pq *pq, const char *role, const char *literal, const guard_place *place)
+{
+    char sql[GUARD_PQ_SQL_MAX];
+    GUARD_AUTO(s);
+    snprintf(sql, sizeof(sql),
+             "SELECT quote_ident(nspname) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = "
+             "to_regclass('%s') AND NOT has_schema_privilege(%s, n.oid, 'USAGE')",
+             pq->table, literal);
+    PGresult *rows = guard_pq_exec_at(s, pq, sql, place);
+    if (PQntuples(rows) == 1) {
+        snprintf(sql, sizeof(sql), "GRANT USAGE ON SCHEMA %s TO %s", PQgetvalue(rows, 0, 0), role);
+        guard_pq_exec_at(NULL, pq, sql, place);
+    }
+}
+
+/* The server only warns of a GRANT that has granted nothing, as to whoever does not own the table. */
+static void check_grants(guard_pq *pq, const char *role, const char *literal, const guard_place *place)
+{
+    char sql[GUARD_PQ_SQL_MAX];
+    snprintf(
+        sql, sizeof(sql),
+        "SELECT coalesce((SELECT has_table_privilege(%s, oid, 'SELECT') AND has_table_privilege(%s, oid, 'INSERT') "
+        "AND has_table_privilege(%s, oid, 'DELETE') AND has_schema_privilege(%s, relnamespace, 'USAGE') FROM "
+        "pg_class WHERE oid = to_regclass('%s')), false)::int",
+        literal, literal, literal, literal, pq->table);
+    if (guard_pq_query_int64_at(pq, sql, 0, place) == 0) {
+        guard_impl_panic(place, GUARD_PQ, GUARD_PQ_MARKER,
+                         "the marker table %s could not be granted to %s: its owner has to do that", pq->table, role);
+    }
+}
+
+static void grant_to(guard_pq *pq, const char *role, const char *literal, const guard_place *place)
+{
+    char sql[GUARD_PQ_SQL_MAX];
+    snprintf(sql, sizeof(sql), "GRANT SELECT, INSERT, DELETE ON %s TO %s", pq->table, role);
+    guard_pq_exec_at(NULL, pq, sql, place);
+    grant_schema(pq, role, literal, place);
+    check_grants(pq, role, literal, place);
+}
+
 void guard_pq_marker_install_at(guard_pq *pq, const char *role, const guard_place *place)
 {
     char sql[GUARD_PQ_SQL_MAX];
     char quoted[160];
+    char literal[160];
     guard_pq_enter(pq, NULL, place);
     if (pq->conn != NULL && PQtransactionStatus(pq->conn) != PQTRANS_IDLE) {
         guard_impl_misuse(place, GUARD_MISUSE_STATE, "guard_pq_marker_install inside a transaction");
         return;
     }
-    if (role != NULL && !quote_identifier(quoted, sizeof(quoted), role)) {
+    if (role != NULL &&
+        (!quote_identifier(quoted, sizeof(quoted), role) || !guard_pq_literal(literal, sizeof(literal), role))) {
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "the role's name is too long");
         return;
     }
@@ -288,7 +354,6 @@ void guard_pq_marker_install_at(guard_pq *pq, const char *role, const guard_plac
     }
     install_table_id(pq, place);
     if (role != NULL) {
-        snprintf(sql, sizeof(sql), "GRANT SELECT, INSERT, DELETE ON %s TO %s", pq->table, quoted);
-        guard_pq_exec_at(NULL, pq, sql, place);
+        grant_to(pq, quoted, literal, place);
     }
 }
