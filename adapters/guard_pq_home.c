@@ -9,7 +9,8 @@
  *     SYSTEM.DATABASE.TIMELINE   pg_control_system().system_identifier, the database's oid, 8 hexadecimal digits
  *
  * A timeline only grows with each promotion: what is not there on a later one is lost to everybody, what is not there on an earlier
- * one may be on ours. An engine without these functions has no home, and then nothing is compared.
+ * one may be on ours. An engine without these functions has no home, and then nothing is compared. A standby has no timeline of its
+ * own, and its sessions outlive its promotion: then they ask again.
  */
 #include "guard_pq_internal.h"
 
@@ -43,9 +44,15 @@ int guard_pq_home_read(PGconn *conn, guard_pq_deadline deadline, guard_pq_home *
     return code != 0 && is_unknown_there(error) ? 0 : code;
 }
 
+static int is_promoted(guard_pq *pq)
+{
+    const char *standby = PQparameterStatus(pq->conn, "in_hot_standby");
+    return pq->home.standby && (standby == NULL || strcmp(standby, "on") != 0);
+}
+
 int guard_pq_home_check(guard_pq *pq, guard_error *error)
 {
-    if (pq->home_known) {
+    if (pq->home_known && !is_promoted(pq)) {
         return 0;
     }
     int code = guard_pq_home_read(pq->conn, guard_pq_in(pq->options.statement_ms), &pq->home, error);

@@ -9,7 +9,8 @@
  *                                   neither can be found out --> in doubt
  *
  * The status is proof here, as it is not for a plain COMMIT: the number of a prepared transaction has been on disk before it was
- * acknowledged, so that no crash makes the server hand it out again.
+ * acknowledged, so that no crash makes the server hand it out again. A standby that was promoted without it does: on a later timeline
+ * "committed" may be said of another transaction. ("aborted", of whichever, says that ours is not committed there.)
  */
 #include "guard_pq_internal.h"
 
@@ -84,7 +85,14 @@ static found look(PGconn *conn, second_phase *p, guard_pq_deadline deadline)
         return FOUND_AGAIN;
     }
     if (number != p->number) {
-        return read_status(conn, p, deadline);
+        found f = read_status(conn, p, deadline);
+        int is_committed = f == (strcmp(p->done, "committed") == 0 ? FOUND_DONE : FOUND_OPPOSITE);
+        if (is_committed && strcmp(p->home, home.text) != 0) {
+            guard_error_set(&p->error, GUARD_PQ, GUARD_PQ_PLACE,
+                            "the server was replaced: its transaction %" PRIu64 " may be another one", p->number);
+            return FOUND_NOTHING;
+        }
+        return f;
     }
     /* Where the first one arrives yet, one of the two finds nothing, and that is asked next. */
     return guard_pq_query_on(conn, p->sql, NULL, deadline, NULL, &p->error) == 0 ? FOUND_DONE : FOUND_AGAIN;
@@ -140,7 +148,7 @@ static int settle(guard_pq *pq, second_phase *p)
         guard_pq_text(p->error.hint, sizeof(p->error.hint), "While guard_pq_prepared_list has it, it is not done.");
     }
     guard_error_attach(&p->error, &cause, GUARD_CAUSE);
-    if (f == FOUND_AGAIN && last.code != 0) {
+    if (f != FOUND_OPPOSITE && last.code != 0) {
         guard_error_attach(&p->error, &last, GUARD_ATTACHED);
     }
     return p->error.code;

@@ -168,7 +168,8 @@ static int begin(guard_pq *pq, const guard_pq_tx_options *o, guard_error *error)
         return code;
     }
     code = guard_pq_query(pq, begin_sql(pq, o, sql, sizeof(sql)), pq->options.statement_ms, NULL, error);
-    pq->t.was_set = 0; /* by our own BEGIN */
+    /* By our own BEGIN it was not; but a standby that was promoted says so with its answer, so that what we knew was of before. */
+    pq->t.was_set = pq->t.read_only && !is_read_only(pq, o);
     if (code != 0 && PQtransactionStatus(pq->conn) != PQTRANS_IDLE) {
         guard_error later;
         guard_pq_roll_back(pq, "ROLLBACK", guard_pq_in(pq->t.rollback_ms), &later);

@@ -350,12 +350,125 @@ static void expect_nothing_from_the_standby(lost *l)
                   "marker %d, by the list: \"%s\" (%s)", l->marker, guard_outcome_name(told), error.message);
 }
 
+/*
+ * A session that was opened on the standby outlives its promotion. The server tells that in_hot_standby is over with its answer to the next
+ * BEGIN only.
+ */
+typedef struct early {
+    guard_owner *owner;
+    guard_pq *pq;
+    lost lost;
+} early;
+
+static void only_read(guard_tx *tx, void *arg)
+{
+    (void)arg;
+    ck_assert_int_eq(guard_pq_query_int64(guard_pq_of(tx), "SELECT 1", 0), 1);
+}
+
+static early open_on_standby(void)
+{
+    early e = {.owner = guard_owner_new(), .lost = {.id = 30, .marker = GUARD_PQ_MARKER_ROW, .done = true}};
+    e.lost.proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), STANDBY_PORT, NULL);
+    e.pq = guard_pq_open(guard_owner_scope(e.owner), wire_proxy_conninfo(e.lost.proxy), NULL);
+    e.lost.wire = wire_proxy_connections(e.lost.proxy);
+    e.lost.options = (guard_pq_tx_options){.marker = GUARD_PQ_MARKER_ROW, .resolve_ms = 50};
+    ck_assert_int_eq(guard_pq_transact(e.pq, only_read, NULL, &e.lost.options, NULL), GUARD_COMMITTED);
+    return e;
+}
+
+static void only_write(guard_tx *tx, void *arg)
+{
+    (void)arg;
+    guard_pq_exec(NULL, guard_pq_of(tx), "INSERT INTO t VALUES (29)");
+}
+
+static void lose_after_promotion(early *e, const char *at_standby)
+{
+    guard_error error;
+    ck_assert_int_eq(guard_pq_transact(e->pq, only_write, NULL, &e->lost.options, NULL), GUARD_COMMITTED);
+    ck_assert_int_eq(
+        guard_pq_query_int64(e->pq, "SELECT count(*) FROM guard_marker m JOIN t ON m.xmin = t.xmin WHERE id = 29", 0),
+        1);
+    ck_assert_int_eq(guard_pq_transact(e->pq, write_and_lose, &e->lost, &e->lost.options, &e->lost.result),
+                     GUARD_IN_DOUBT);
+    const char *token = e->lost.result.token;
+    ck_assert_uint_eq(e->lost.result.notes & GUARD_NOTE_NO_ROW_WRITTEN, 0);
+    ck_assert_msg(strncmp(token, "pq:row:", 7) == 0 && strstr(token, ".00000002+") != NULL, "the token is %s", token);
+    e->lost.options.resolve_ms = BRIEF_MS;
+    guard_outcome told = look("", token, &e->lost, &error);
+    expect_place(told, &error, "the former primary, for a session that is older than the promotion");
+    e->lost.options.resolve_ms = PATIENT_MS;
+    ck_assert_msg(look(at_standby, token, &e->lost, &error) == GUARD_COMMITTED, "%s", error.message);
+    guard_owner_close(e->owner);
+    wire_proxy_close(e->lost.proxy);
+}
+
+/*
+ * A transaction prepared on the former primary, which its successor never had: there its number is another one's. COMMIT PREPARED is
+ * lost on its way to the former primary, and what can be asked then is the successor.
+ */
+static void give_numbers_until(int wanted)
+{
+    char sql[80];
+    PGconn *promoted = connect_standby();
+    snprintf(sql, sizeof(sql), "SELECT (pg_current_xact_id()::text::bigint > %d)::int", wanted);
+    for (int more = 1; more;) {
+        PGresult *rows = PQexec(promoted, sql);
+        ck_assert_msg(PQntuples(rows) == 1, "%s", PQerrorMessage(promoted));
+        more = strcmp(PQgetvalue(rows, 0, 0), "1") != 0;
+        PQclear(rows);
+    }
+    PQfinish(promoted);
+}
+
+static void commit_prepared(void *arg)
+{
+    guard_pq_prepared_commit(arg, "gone");
+}
+
+static void commit_prepared_that_is_not_there(void *arg)
+{
+    guard_pq_prepared_commit(arg, "none");
+}
+
+static void lose_commit_prepared(void)
+{
+    GUARD_AUTO(s);
+    char text[200];
+    guard_error error;
+    wire_proxy *proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), main_port(), NULL);
+    server_run("BEGIN; INSERT INTO t VALUES (50); PREPARE TRANSACTION 'gone'");
+    give_numbers_until((int)server_number("SELECT transaction::text FROM pg_prepared_xacts"));
+    snprintf(text, sizeof(text), "host=%s,%s port=%d,%d", wire_proxy_host(proxy), getenv("GUARD_TEST_PG_SOCKET"),
+             wire_proxy_port(proxy), STANDBY_PORT);
+    guard_pq_options options = {.marker = GUARD_PQ_MARKER_STATUS, .resolve_ms = 2000};
+    guard_pq *pq = guard_pq_open(s, text, &options);
+    unsigned wire = wire_proxy_connections(proxy);
+    ck_assert_int_eq(guard_pq_transact(pq, only_read, NULL, NULL, NULL), GUARD_COMMITTED);
+    wire_proxy_mark(proxy, wire);
+    ck_assert_int_ne(guard_run(commit_prepared_that_is_not_there, pq, &error), 0);
+    ck_assert_str_eq(error.sqlstate, "42704");
+    uint64_t request = 5 + strlen("COMMIT PREPARED E'gone'") + 1;
+    uint64_t before = wire_proxy_look(proxy, wire).passed[WIRE_TO_SERVER] - request;
+    wire_proxy_mark(proxy, wire);
+    wire_proxy_cut_after(proxy, wire, WIRE_TO_SERVER, before + 3, WIRE_RST);
+    wire_proxy_admit(proxy, WIRE_REFUSE);
+    int code = guard_run(commit_prepared, pq, &error);
+    ck_assert_msg(code != 0 && error.domain == GUARD_TX && error.code == GUARD_TX_IN_DOUBT, "told %s",
+                  code == 0 ? "as done" : error.message);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM pg_prepared_xacts"), 1);
+    server_run("ROLLBACK PREPARED 'gone'");
+    wire_proxy_close(proxy);
+}
+
 START_TEST(a_standby_that_is_behind_and_a_primary_that_was_replaced_prove_nothing)
 {
     char at_standby[100];
     guard_error error;
     server_reset();
     PGconn *conn = make_standby_that_is_behind();
+    early opened_early = open_on_standby();
     for (size_t i = 0; i < MARKERS; i++) {
         lost l = {.id = 1 + (int)i, .marker = markers[i], .done = true};
         lose(&l, main_port());
@@ -370,6 +483,8 @@ START_TEST(a_standby_that_is_behind_and_a_primary_that_was_replaced_prove_nothin
     PQfinish(conn);
     control_standby("promote");
     snprintf(at_standby, sizeof(at_standby), "port=%d", STANDBY_PORT);
+    lose_after_promotion(&opened_early, at_standby);
+    lose_commit_prepared();
     for (size_t i = 0; i < MARKERS; i++) {
         lost l = {.id = 20 + (int)i, .marker = markers[i], .done = true};
         lose(&l, STANDBY_PORT);
