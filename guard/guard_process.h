@@ -78,7 +78,7 @@ GUARD_API void guard_child_adopt(guard_scope *scope);
  * Ends the calling thread as Go's Goexit: runs all its deferred functions, borders do not stop it, then calls pthread_exit(3) with
  * NULL. The scopes count as failed; nothing panics, so there is nothing to recover. A panic of a deferred function that no
  * older one recovers is fatal; recovered or not, the thread still ends. In the main thread the process lives on
- * until its other threads have ended.
+ * until its other threads have ended; the library's own do not count (but where there is no /proc).
  */
 GUARD_API void guard_exit_thread(void) GUARD_NORETURN;
 

@@ -537,6 +537,10 @@ void guard_signal_forget(void);
 /* Makes the thread's waits end. Under the life lock. */
 void guard_thread_wake(guard_thread *thread);
 
+/* The main thread has ended, the process goes on: the watcher must not keep it from ending. */
+void guard_watch_main_ended(void);
+/* The library's own threads that run: these do not count there. 1 where one begins, -1 before it ends. */
+void guard_own_threads_add(int count);
 /* watch.c: the thread that wakes others. Starts it if need be; 0 or errno. Under the life lock. */
 int guard_watch_start(void);
 /* The thread was cancelled: interrupts its foreign call, if it is in one. Under the life lock. */

@@ -286,6 +286,7 @@ static int thread_start(guard_log *log)
         close(wake);
     }
     atomic_store(&log->has_thread, code == 0);
+    guard_own_threads_add(code == 0);
     return code;
 }
 
@@ -383,6 +384,7 @@ bool guard_log_stop(guard_log *log)
         return true;
     }
     struct timespec until = time_after(log->options.close_ms);
+    guard_own_threads_add(-1); /* before it may end: the watcher must not take one of the program's for it */
     atomic_store(&log->is_stopping, true);
     guard_log_wake(log);
     int code = 0;

@@ -150,6 +150,9 @@ static void thread_close(void *memory)
     if (thread->wake >= 0) {
         close(thread->wake);
     }
+    if (thread->tid == getpid()) {
+        guard_watch_main_ended();
+    }
     pthread_mutex_destroy(&thread->lock);
     guard_alternate_close(thread);
     guard_stack_own = NULL;

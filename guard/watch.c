@@ -10,14 +10,18 @@
  * rounds watch_next is when it will look again by itself; who registers something earlier, under the life lock, pokes it. It
  * never uses scopes, and so has no stack.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "internal.h"
+
+#define ALONE_LOOK_MS 100
 
 static int watch_descriptor =
     -1; /* eventfd; never closed while the process lives, for a signal handler may write to it */
@@ -25,6 +29,8 @@ static pthread_t watch_thread_id;
 static bool watch_is_running;
 static uint32_t watch_is_over; /* the process exits */
 static int64_t watch_next = CLOCK_NEVER;
+static uint32_t watch_main_is_over; /* the main thread has ended, and the process has not */
+static uint32_t own_threads;        /* of the library, see guard_own_threads_add */
 
 void guard_watch_poke(void)
 {
@@ -96,10 +102,46 @@ static void watch_sleep(int64_t until)
     }
 }
 
+/*
+ * A process whose main thread has ended by pthread_exit ends with its last thread. That would be this one: so it ends the process, as libc would,
+ * when nobody is left but the library's own and the main thread, which the kernel lists to the end.
+ */
+static bool watch_is_alone(void)
+{
+    uint32_t count = 0;
+    DIR *tasks = opendir("/proc/self/task");
+    if (tasks == NULL) {
+        return false;
+    }
+    for (const struct dirent *task; (task = readdir(tasks)) != NULL;) {
+        count += task->d_name[0] != '.';
+    }
+    closedir(tasks);
+    return count <= __atomic_load_n(&own_threads, __ATOMIC_SEQ_CST) + 1;
+}
+
+void guard_watch_main_ended(void)
+{
+    __atomic_store_n(&watch_main_is_over, 1, __ATOMIC_SEQ_CST);
+    guard_watch_poke();
+}
+
+void guard_own_threads_add(int count)
+{
+    __atomic_fetch_add(&own_threads, (uint32_t)count, __ATOMIC_SEQ_CST);
+}
+
 static void *watch_main(void *arg)
 {
     while (!__atomic_load_n(&watch_is_over, __ATOMIC_SEQ_CST)) {
-        watch_sleep(watch_round());
+        int64_t next = watch_round();
+        if (__atomic_load_n(&watch_main_is_over, __ATOMIC_SEQ_CST)) {
+            if (watch_is_alone()) {
+                exit(EXIT_SUCCESS);
+            }
+            next_lower(&next, guard_clock() + ALONE_LOOK_MS * (int64_t)1000000);
+        }
+        watch_sleep(next);
         guard_dump_look();
     }
     return arg;
@@ -150,6 +192,7 @@ int guard_watch_start(void)
     }
     int code = watch_create();
     watch_is_running = code == 0;
+    guard_own_threads_add(code == 0);
     return code;
 }
 
@@ -162,6 +205,8 @@ void guard_watch_forget(void)
     }
     watch_is_running = false;
     watch_next = CLOCK_NEVER;
+    watch_main_is_over = 0;
+    own_threads = 0;
 }
 
 /* ------------------------------------------------------------------------------------------- interrupts -- */

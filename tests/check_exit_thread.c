@@ -5,16 +5,23 @@
  * given back, and sees whether somebody else does.
  */
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
 
 #include <guard/guard.h>
 #include <guard/guard_breaker.h>
+#include <guard/guard_cancel.h>
+#include <guard/guard_log.h>
 #include <guard/guard_process.h>
 #include <guard/guard_service.h>
 
+#include "child.h"
 #include "suite.h"
 
 typedef struct block {
@@ -158,6 +165,56 @@ START_TEST(or_its_breaker)
 }
 END_TEST
 
+/* ------------------------------------------------------------------------------------------ the main thread -- */
+
+#ifndef WITH_TSAN
+static void *work_a_while(void *arg)
+{
+    nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+    guard_log_write(arg, GUARD_LOG_NOTICE, "last");
+    return NULL;
+}
+
+static void tell_end(void)
+{
+    static const char text[] = "exit";
+    ck_assert_int_eq((int)write(STDERR_FILENO, text, sizeof text - 1), (int)sizeof text - 1);
+}
+
+static void leave_main(void *arg)
+{
+    pthread_t thread;
+    guard_log *log = guard_log_open(guard_owner_scope(guard_owner_new()), "test", NULL);
+    alarm(30);
+    atexit(tell_end);
+    guard_cancel_on_signal(SIGTERM, 0);
+    pthread_create(&thread, NULL, work_a_while, log);
+    pthread_detach(thread);
+    if (arg != NULL) {
+        guard_exit_thread();
+    }
+    pthread_exit(NULL);
+}
+
+static void expect_end(void *arg)
+{
+    child_result result;
+    child_run(leave_main, arg, &result);
+    ck_assert_msg(WIFEXITED(result.status) && WEXITSTATUS(result.status) == 0, "status %x", (unsigned)result.status);
+    ck_assert_msg(strstr(result.text, "last") != NULL && strstr(result.text, "exit") != NULL, "\"%s\"", result.text);
+}
+#endif
+
+/* The library's own threads do not: not the one that watches for signals, which would take SIGTERM, too, nor that of a log. */
+START_TEST(a_process_whose_main_thread_has_exited_ends_with_the_programs_last_thread)
+{
+#ifndef WITH_TSAN /* which has a thread of its own, that does not end either */
+    expect_end(&one);
+    expect_end(NULL);
+#endif
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -165,6 +222,7 @@ int main(void)
         so_does_one_that_exits_while_a_scope_closes_its_owner,
         a_call_may_exit_the_thread_whose_scope_has_its_service,
         or_its_breaker,
+        a_process_whose_main_thread_has_exited_ends_with_the_programs_last_thread,
     };
     return suite_run("exit_thread", tests, sizeof tests / sizeof *tests);
 }
