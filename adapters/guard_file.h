@@ -112,7 +112,8 @@ extern "C" {
  * read(2) until `size` bytes are there or the end is: the number of bytes, less than `size` only at the end. */
 #define guard_file_read(descriptor, data, size) guard_impl_file_read((descriptor), (data), (size), GUARD_HERE)
 
-/* void guard_file_write(int descriptor, const void *data, size_t size): write(2) until all is written. */
+/* void guard_file_write(int descriptor, const void *data, size_t size): write(2) until all is written. Where the descriptor
+ * does not block (O_NONBLOCK) room is waited for, until a cancel or a deadline comes. */
 #define guard_file_write(descriptor, data, size) guard_impl_file_write((descriptor), (data), (size), GUARD_HERE)
 
 /* ------------------------------------------------------------------------------ directories and mappings -- */

@@ -256,7 +256,7 @@ size_t guard_impl_file_read(int descriptor, void *data, size_t size, const guard
         }
         if (got > 0) {
             done += (size_t)got;
-        } else if (errno != EINTR) {
+        } else if (errno != EINTR && (errno != EAGAIN || !waits)) { /* another reader was quicker */
             file_name name;
             guard_impl_panic_os(place, "cannot read %s", guard_impl_file_descriptor_name(&name, descriptor));
         }
@@ -272,6 +272,8 @@ void guard_impl_file_write(int descriptor, const void *data, size_t size, const 
         ssize_t put = write(descriptor, (const char *)data + done, size - done);
         if (put >= 0) {
             done += (size_t)put;
+        } else if (errno == EAGAIN) { /* whoever shares a terminal or pipe may have set O_NONBLOCK */
+            guard_impl_wait(descriptor, POLLOUT, -1, place);
         } else if (errno != EINTR) {
             file_name name;
             guard_impl_panic_os(place, "cannot write %s", guard_impl_file_descriptor_name(&name, descriptor));

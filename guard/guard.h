@@ -48,7 +48,10 @@
  * NEVER
  *
  *   let a panic cross frames of another library (qsort, SQLite, libpq) or C++ frames with destructors: wrap the
- *   callback in a guard_latch. Use GUARD_TRY only where its rules on volatile locals are kept; guard_run has none.
+ *   callback in a guard_latch. Nor panic, register or open a scope in a signal handler: a panic would leave the code that was
+ *   interrupted in its middle, with its locks held, and the signal masked; guard_cancel_on_signal (guard_cancel.h) turns signals
+ *   into panics, and guard_faults_to_panics (guard_fault.h) faults. Use GUARD_TRY only where its rules on volatile locals are
+ *   kept; guard_run has none.
  */
 #ifndef GUARD_GUARD_H
 #define GUARD_GUARD_H

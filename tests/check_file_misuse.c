@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -203,6 +204,53 @@ START_TEST(the_librarys_own_descriptors_are_above_the_standard_streams)
 }
 END_TEST
 
+/* -------------------------------------------------------------------------------- descriptors that do not block -- */
+
+#define MUCH 1000000
+
+static void *read_much(void *arg)
+{
+    GUARD_AUTO(s);
+    size_t *length = arg;
+    char *data = guard_memory_allocate(s, MUCH, NULL);
+    *length = guard_file_read((int)*length, data, MUCH);
+    return NULL;
+}
+
+/* It is a matter of the open file, which others share: who writes to a terminal may find that its other user has set it. */
+START_TEST(what_does_not_block_is_waited_for)
+{
+    GUARD_AUTO(s);
+    int ends[2];
+    pthread_t reader;
+    ck_assert_int_eq(pipe2(ends, O_NONBLOCK | O_CLOEXEC), 0);
+    size_t length = (size_t)ends[0];
+    char *data = guard_memory_allocate_array(s, MUCH, 1, NULL);
+    ck_assert_int_eq(pthread_create(&reader, NULL, read_much, &length), 0);
+    guard_file_write(ends[1], data, MUCH);
+    ck_assert_int_eq(pthread_join(reader, NULL), 0);
+    ck_assert_uint_eq(length, MUCH);
+}
+END_TEST
+
+static void write_much(void *arg)
+{
+    GUARD_AUTO(s);
+    char *data = guard_memory_allocate_array(s, MUCH, 1, NULL);
+    guard_deadline(s, 50);
+    guard_file_write(*(int *)arg, data, MUCH);
+}
+
+START_TEST(a_deadline_ends_a_write_that_nobody_reads)
+{
+    int ends[2];
+    guard_error error;
+    ck_assert_int_eq(pipe2(ends, O_NONBLOCK | O_CLOEXEC), 0);
+    ck_assert_int_eq(guard_run(write_much, &ends[1], &error), ETIMEDOUT);
+    ck_assert_int_eq(error.domain, GUARD_TIMEOUT);
+}
+END_TEST
+
 /* ------------------------------------------------------------------------------------------------- locks -- */
 
 static void lock_now(void *arg)
@@ -264,6 +312,8 @@ int main(void)
         memory_is_not_resized_by_the_ticket_of_another,
         files_are_opened_above_the_standard_streams,
         the_librarys_own_descriptors_are_above_the_standard_streams,
+        what_does_not_block_is_waited_for,
+        a_deadline_ends_a_write_that_nobody_reads,
         who_shares_a_lock_is_not_told_to_be_an_earlier_holder,
         nothing_of_a_locked_files_own_content_is_told,
     };
