@@ -274,8 +274,8 @@ __attribute__((no_sanitize("address"))) int guard_impl_mutex_wait(guard_ticket l
         guard_impl_lock_misuse_thread(&held->head);
         return 0;
     }
-    if (held->lost || ready == NULL) {
-        guard_impl_misuse(place, GUARD_MISUSE_STATE, ready == NULL ? "a wait for nothing" : "a wait without the mutex");
+    if (held->lost || ready == NULL || condition == NULL) {
+        guard_impl_misuse(place, GUARD_MISUSE_STATE, held->lost ? "a wait without the mutex" : "a wait for nothing");
         return 0;
     }
     lock_deadline deadline = guard_impl_lock_deadline(wait_ms);

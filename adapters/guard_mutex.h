@@ -27,7 +27,7 @@
  *   All failures panic. GUARD_TIMEOUT, ETIMEDOUT: not to be had within the deadline. GUARD_LOCK: the owner of a
  *   robust mutex died (EOWNERDEAD) and there is no repair, it is beyond repair (ENOTRECOVERABLE), this thread
  *   has it already (EDEADLK), or another errno of the pthread call. GUARD_MISUSE: a lock that is not this
- *   thread's to give back. The message names the lock as the source does ("&accounts").
+ *   thread's to give back, or is NULL. The message names the lock as the source does ("&accounts").
  *
  * WAITING
  *

@@ -19,6 +19,11 @@
 lock_held *guard_impl_lock_new(guard_scope *scope, size_t size, const char *what, const char *name, void *lock,
                                const guard_place *place)
 {
+    if (lock == NULL) {
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "%s %s is NULL", what, name);
+        guard_impl_panic(place, GUARD_LOCK, EINVAL, "%s %s is NULL", what,
+                         name); /* nobody may go on as if it were held */
+    }
     guard_impl_checkpoint(place);
     guard_reserve(scope, 1);
     lock_held *held = guard_allocate(size);
