@@ -253,7 +253,7 @@ static const char *commit_sql(guard_pq *pq, char *sql, size_t size)
         return "COMMIT";
     }
     if (pq->t.prepare_as == NULL) {
-        snprintf(sql + length, size - (size_t)length, "COMMIT");
+        memcpy(sql + length, "COMMIT", sizeof("COMMIT"));
         return sql;
     }
     char name[416]; /* 199 bytes, each doubled */

@@ -112,9 +112,9 @@ static __attribute__((noinline)) int set_join(const guard_pq *pq)
     if (own.wire != 0) {
         own.wire = 0;
         /*
-         * It fails where the socket was closed, which takes it out of the set; its number may be another's by now, also of one that another
-         * thread is closing, and the kernel takes pair and set for what they are. Past libc, for ThreadSanitizer, which knows
-         * descriptors by their numbers, takes that for a race.
+         * It fails where the socket was closed, which takes it out of the set. Its number may be another's by then, also of one that another
+         * thread is closing: the kernel looks for number and file, and does not find them here. Past libc, since ThreadSanitizer,
+         * which knows descriptors by their numbers only, takes that for a race.
          */
         syscall(SYS_epoll_ctl, own.epoll, EPOLL_CTL_DEL, own.socket, NULL);
     }
