@@ -103,6 +103,7 @@ static void watch_reset(guard_pq *pq)
     pq->t.over = 1;
     pq->marks.id[0] = '\0';
     pq->marks.checked = pq->home_known = pq->prepared_end = 0;
+    guard_pq_canceller_renew(pq->canceller, pq->conn);
 }
 
 static void watch(guard_pq *pq, PGresult *result)
@@ -257,6 +258,10 @@ static int wrap(guard_pq **made, PGconn *conn, int adopted, const guard_pq_optio
         set_options(pq, options);
         guard_tx_session_open(&pq->session, &guard_pq_driver, pq);
         pq->canceller = guard_pq_canceller_open(conn);
+    }
+    if (pq != NULL && pq->canceller == NULL && PQstatus(conn) != CONNECTION_OK) {
+        free(pq);
+        return guard_pq_error_conn(conn, error, "adopting a connection that is not open");
     }
     if (pq == NULL || pq->canceller == NULL || (adopted && !watch_connection(pq))) {
         guard_pq_canceller_close(pq != NULL ? pq->canceller : NULL);

@@ -74,7 +74,7 @@
  *   PROBE runs a query of the caller's, which finds a row exactly when the transaction was committed, once the transaction is
  *   known to be over: it holds an advisory lock from its BEGIN on, which the resolver takes first.
  *   READ ONLY transactions write no marker; their lost answer is IN_DOUBT with GUARD_NOTE_NO_ROW_WRITTEN, and so is with STATUS
- *   any transaction that had no number. A NOTIFY may have been sent. One that was made READ WRITE by SET TRANSACTION is seen as that.
+ *   any transaction that had no number. A NOTIFY may have been sent, and another server may have rows (a foreign table, dblink). One that was made READ WRITE by SET TRANSACTION is seen as that.
  *
  *   A resolved COMMITTED has GUARD_NOTE_LOCAL_ONLY where the server has synchronous_standby_names: what they have is not known.
  *

@@ -18,27 +18,25 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifdef LIBPQ_HAS_ASYNC_CANCEL
+typedef PGcancelConn cancel_data;
+#define cancel_make PQcancelCreate
+#define cancel_free PQcancelFinish
+#else
+typedef PGcancel cancel_data;
+#define cancel_make PQgetCancel
+#define cancel_free PQfreeCancel
+#endif
+
 struct guard_pq_canceller {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     int references;
     int running;
     int sent;
-#ifdef LIBPQ_HAS_ASYNC_CANCEL
-    PGcancelConn *cancel;
-#else
-    PGcancel *cancel;
-#endif
+    cancel_data *cancel;
+    cancel_data *former; /* of a session that was reset while it was being sent; not NULL only while running */
 };
-
-static void free_cancel(guard_pq_canceller *canceller)
-{
-#ifdef LIBPQ_HAS_ASYNC_CANCEL
-    PQcancelFinish(canceller->cancel);
-#else
-    PQfreeCancel(canceller->cancel);
-#endif
-}
 
 guard_pq_canceller *guard_pq_canceller_open(PGconn *conn)
 {
@@ -46,11 +44,7 @@ guard_pq_canceller *guard_pq_canceller_open(PGconn *conn)
     if (canceller == NULL) {
         return NULL;
     }
-#ifdef LIBPQ_HAS_ASYNC_CANCEL
-    canceller->cancel = PQcancelCreate(conn);
-#else
-    canceller->cancel = PQgetCancel(conn);
-#endif
+    canceller->cancel = cancel_make(conn);
     if (canceller->cancel == NULL) {
         free(canceller);
         return NULL;
@@ -74,10 +68,26 @@ void guard_pq_canceller_close(guard_pq_canceller *canceller)
     int left = --canceller->references;
     pthread_mutex_unlock(&canceller->lock);
     if (left == 0) {
-        free_cancel(canceller);
+        cancel_free(canceller->cancel);
         pthread_cond_destroy(&canceller->changed);
         pthread_mutex_destroy(&canceller->lock);
         free(canceller);
+    }
+}
+
+void guard_pq_canceller_renew(guard_pq_canceller *canceller, PGconn *conn)
+{
+    cancel_data *unused = cancel_make(conn);
+    pthread_mutex_lock(&canceller->lock);
+    if (unused != NULL && canceller->former == NULL) {
+        cancel_data *former = canceller->cancel;
+        canceller->cancel = unused;
+        canceller->former = canceller->running ? former : NULL;
+        unused = canceller->running ? NULL : former;
+    }
+    pthread_mutex_unlock(&canceller->lock);
+    if (unused != NULL) {
+        cancel_free(unused);
     }
 }
 
@@ -98,6 +108,10 @@ static void finish(guard_pq_canceller *canceller, int sent)
     pthread_mutex_lock(&canceller->lock);
     canceller->running = 0;
     canceller->sent = sent;
+    if (canceller->former != NULL) {
+        cancel_free(canceller->former);
+        canceller->former = NULL;
+    }
     pthread_cond_broadcast(&canceller->changed);
     pthread_mutex_unlock(&canceller->lock);
 }
@@ -126,8 +140,9 @@ static int send_polling(PGcancelConn *cancel, guard_pq_deadline deadline)
 
 static void start(guard_pq_canceller *canceller, guard_pq_deadline deadline)
 {
+    cancel_data *cancel = canceller->cancel;
     pthread_mutex_unlock(&canceller->lock);
-    finish(canceller, send_polling(canceller->cancel, deadline));
+    finish(canceller, send_polling(cancel, deadline));
     pthread_mutex_lock(&canceller->lock);
 }
 
@@ -137,7 +152,10 @@ static void *send_blocking(void *arg)
 {
     guard_pq_canceller *canceller = arg;
     char why[256];
-    finish(canceller, PQcancel(canceller->cancel, why, sizeof(why)));
+    pthread_mutex_lock(&canceller->lock);
+    cancel_data *cancel = canceller->cancel;
+    pthread_mutex_unlock(&canceller->lock);
+    finish(canceller, PQcancel(cancel, why, sizeof(why)));
     guard_pq_canceller_close(canceller);
     return NULL;
 }

@@ -17,11 +17,12 @@ void guard_pq_text(char *to, size_t size, const char *from)
         to[length++] = c;
     }
     if (from != NULL && *from != '\0') {
-        while (length > 0 && ((unsigned char)to[length - 1] & 0xC0U) == 0x80U) {
-            length--;
+        size_t tail = 0; /* the bytes of a character that follow its first one: 3 at most, where it is UTF-8 */
+        while (tail < 3 && tail < length && ((unsigned char)to[length - 1 - tail] & 0xC0U) == 0x80U) {
+            tail++;
         }
-        if (length > 0 && (unsigned char)to[length - 1] >= 0xC0U) {
-            length--;
+        if (tail < length && (unsigned char)to[length - 1 - tail] >= 0xC0U) {
+            length -= tail + 1;
         }
     }
     while (length > 0 && to[length - 1] == ' ') {

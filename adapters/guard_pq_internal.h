@@ -61,6 +61,8 @@ typedef struct guard_pq_canceller guard_pq_canceller;
 /* NULL when there is no memory. */
 guard_pq_canceller *guard_pq_canceller_open(PGconn *conn);
 void guard_pq_canceller_close(guard_pq_canceller *canceller);
+/* The connection has another session now. */
+void guard_pq_canceller_renew(guard_pq_canceller *canceller, PGconn *conn);
 /* 1 when the server has been told by the deadline, else 0. Any thread. */
 int guard_pq_canceller_send(guard_pq_canceller *canceller, guard_pq_deadline deadline);
 

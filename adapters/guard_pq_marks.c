@@ -274,6 +274,12 @@ void guard_pq_marks_close(guard_pq *pq, guard_pq_deadline deadline)
 
 /* ------------------------------------------------------------------------------------------------ install -- */
 
+/*
+ * Two that install at once: CREATE TABLE IF NOT EXISTS and GRANT fail on each other's catalogue rows. In front of a statement, in its
+ * message, so that both are one transaction. The number is "guardmrk".
+ */
+#define ONE_AT_A_TIME "SELECT pg_advisory_xact_lock(7455559024046598763); "
+
 static int is_there(guard_pq *pq, const guard_place *place)
 {
     char sql[GUARD_PQ_SQL_MAX];
@@ -296,6 +302,7 @@ static void install_table_id(guard_pq *pq, const guard_place *place)
         guard_impl_panic_error(place, &error);
     }
     snprintf(sql, sizeof(sql),
+             ONE_AT_A_TIME
              "LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE; INSERT INTO %s (session, seq, fenced, made) SELECT "
              "'" GUARD_PQ_NOBODY "', %" PRIu64
              ", true, 'infinity' WHERE NOT EXISTS (SELECT FROM %s WHERE session = '" GUARD_PQ_NOBODY "')",
@@ -334,7 +341,7 @@ static void grant_schema(guard_pq *pq, const char *role, const char *literal, co
              pq->table, literal);
     PGresult *rows = guard_pq_exec_at(s, pq, sql, place);
     if (PQntuples(rows) == 1) {
-        snprintf(sql, sizeof(sql), "GRANT USAGE ON SCHEMA %s TO %s", PQgetvalue(rows, 0, 0), role);
+        snprintf(sql, sizeof(sql), ONE_AT_A_TIME "GRANT USAGE ON SCHEMA %s TO %s", PQgetvalue(rows, 0, 0), role);
         guard_pq_exec_at(NULL, pq, sql, place);
     }
 }
@@ -358,7 +365,7 @@ static void check_grants(guard_pq *pq, const char *role, const char *literal, co
 static void grant_to(guard_pq *pq, const char *role, const char *literal, const guard_place *place)
 {
     char sql[GUARD_PQ_SQL_MAX];
-    snprintf(sql, sizeof(sql), "GRANT SELECT, INSERT, DELETE ON %s TO %s", pq->table, role);
+    snprintf(sql, sizeof(sql), ONE_AT_A_TIME "GRANT SELECT, INSERT, DELETE ON %s TO %s", pq->table, role);
     guard_pq_exec_at(NULL, pq, sql, place);
     grant_schema(pq, role, literal, place);
     check_grants(pq, role, literal, place);
@@ -381,6 +388,7 @@ void guard_pq_marker_install_at(guard_pq *pq, const char *role, const guard_plac
     }
     if (!is_there(pq, place)) {
         snprintf(sql, sizeof(sql),
+                 ONE_AT_A_TIME
                  "CREATE TABLE IF NOT EXISTS %s (session uuid NOT NULL, seq bigint NOT NULL, fenced boolean NOT NULL "
                  "DEFAULT false, made timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (session, seq))",
                  pq->table);

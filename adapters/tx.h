@@ -165,6 +165,9 @@ GUARD_API const guard_result *guard_tx_result(guard_tx *tx);
 /*
  * Begins a part of the innermost open transaction, a savepoint with a generated name, owned by `scope`: leaving that scope
  * without a commit takes back this part only. Misuse unless tx is the innermost open one of its connection.
+ *
+ * The names guard_1, guard_2 and so on are the library's own: a savepoint that the program makes inside under the same name as this one, and
+ * leaves there, is what a rollback of this one would find.
  */
 #define guard_tx_begin_nested(scope, tx) guard_tx_begin_nested_at((scope), (tx), NULL, GUARD_HERE)
 

@@ -211,6 +211,69 @@ START_TEST(guards_of_one_connection_may_end_in_any_order)
 }
 END_TEST
 
+/* ----------------------------------------------------------------------------------------- other connections -- */
+
+static void adopt(void *arg)
+{
+    GUARD_AUTO(s);
+    guard_pq_adopt(s, arg, NULL);
+}
+
+START_TEST(a_connection_that_could_not_be_made_is_not_adopted_and_libpqs_reason_is_told)
+{
+    guard_error error;
+    guard_result result;
+    PGconn *raw = PQconnectdb("host=/there/is/none");
+    ck_assert_int_ne(guard_run(adopt, raw, &error), 0);
+    ck_assert_msg(error.domain == GUARD_PQ && error.code == GUARD_PQ_CONNECTION, "%s", error.message);
+    ck_assert_ptr_nonnull(strstr(error.message, "/there/is/none"));
+    ck_assert_int_eq(guard_pq_transact_raw(raw, insert_two, raw, NULL, &result), GUARD_ROLLED_BACK);
+    ck_assert_int_eq(result.error.domain, GUARD_PQ);
+    PQfinish(raw);
+}
+END_TEST
+
+static void sleep_long(void *arg)
+{
+    guard_pq_exec(NULL, arg, "SELECT pg_sleep(60)");
+}
+
+START_TEST(a_statement_of_a_connection_that_was_reset_is_cancelled_in_its_new_session)
+{
+    GUARD_AUTO(s);
+    guard_error error;
+    PGconn *raw = server_connect("");
+    guard_pq_options options = {.statement_ms = 100, .rollback_ms = 10000};
+    guard_pq *pq = guard_pq_adopt(s, raw, &options);
+    for (int i = 0; i < 2; i++) {
+        PQreset(raw);
+        ck_assert_int_ne(guard_run(sleep_long, pq, &error), 0);
+        ck_assert_msg(PQtransactionStatus(raw) == PQTRANS_IDLE, "%s %s", error.message, error.detail);
+    }
+    guard_pq_close(pq);
+    PQfinish(raw);
+}
+END_TEST
+
+static void shout(void *arg)
+{
+    guard_pq_exec(NULL, arg, "SELECT pg_temp.shout()");
+}
+
+START_TEST(a_long_message_in_another_encoding_is_told)
+{
+    GUARD_AUTO(s);
+    guard_error error;
+    guard_pq *pq = guard_pq_open(s, "client_encoding=latin1", NULL);
+    guard_pq_exec(NULL, pq,
+                  "CREATE FUNCTION pg_temp.shout() RETURNS int LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION "
+                  "'%', repeat(chr(164), 3000); END $$");
+    ck_assert_int_ne(guard_run(shout, pq, &error), 0);
+    ck_assert_str_eq(error.sqlstate, "P0001");
+    ck_assert_uint_gt(strlen(error.message), 100);
+}
+END_TEST
+
 /* -------------------------------------------------------------------------------------------------------- a child -- */
 
 START_TEST(a_forked_child_does_not_cancel_its_parents_statement)
@@ -241,6 +304,9 @@ int main(void)
         an_error_that_is_swallowed_after_another_guard_has_ended_is_still_known,
         an_end_by_sql_after_another_guard_has_ended_is_still_seen,
         guards_of_one_connection_may_end_in_any_order,
+        a_connection_that_could_not_be_made_is_not_adopted_and_libpqs_reason_is_told,
+        a_statement_of_a_connection_that_was_reset_is_cancelled_in_its_new_session,
+        a_long_message_in_another_encoding_is_told,
         a_forked_child_does_not_cancel_its_parents_statement,
     };
     return suite_run("pq_early", tests, sizeof tests / sizeof *tests);

@@ -3,6 +3,7 @@
  * check_pq_marker_gone.c: the marker table is taken away, made anew, or its statement is, while a session uses it; and its install does what it
  * says or says that it has not.
  */
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -157,6 +158,40 @@ START_TEST(an_install_in_another_schema_lets_the_role_into_it)
 }
 END_TEST
 
+static void *install_in_thread(void *arg)
+{
+    guard_error error;
+    GUARD_AUTO(s);
+    if (guard_run(install_for_app, guard_pq_open(s, "", NULL), &error) != 0) {
+        snprintf(arg, 300, "%s", error.message);
+    }
+    return NULL;
+}
+
+START_TEST(several_that_install_at_once_do_not_disturb_each_other)
+{
+    enum { ROUNDS = 8, THREADS = 4 };
+    server_reset();
+    server_run(ROLES);
+    for (int round = 0; round < ROUNDS; round++) {
+        pthread_t threads[THREADS];
+        char errors[THREADS][300] = {""};
+        server_run("DROP TABLE IF EXISTS guard_marker");
+        for (int i = 0; i < THREADS; i++) {
+            ck_assert_int_eq(pthread_create(&threads[i], NULL, install_in_thread, errors[i]), 0);
+        }
+        for (int i = 0; i < THREADS; i++) {
+            pthread_join(threads[i], NULL);
+        }
+        for (int i = 0; i < THREADS; i++) {
+            ck_assert_str_eq(errors[i], "");
+        }
+        ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker"), 1);
+    }
+    server_run("DROP OWNED BY app");
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -166,6 +201,7 @@ int main(void)
         a_prepared_transaction_leaves_no_marker_row_whichever_way_it_ends,
         an_install_that_could_not_grant_says_so,
         an_install_in_another_schema_lets_the_role_into_it,
+        several_that_install_at_once_do_not_disturb_each_other,
     };
     return suite_run("pq_marker_gone", tests, sizeof tests / sizeof *tests);
 }
