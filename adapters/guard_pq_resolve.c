@@ -32,6 +32,9 @@
  *     @SYSTEM.DATABASE.TIMELINE                                     where, see guard_pq_home.c
  *     +ID                                                           in which marker table, see guard_pq_marks.c
  *     /XID                                                          the number of one that was to be prepared
+ *     ~CHECKSUM                                                     of all before it, always: FNV-1a, 8 hexadecimal digits
+ *
+ * What is left of a token that was cut off where it was kept would be one of another transaction, and without a place.
  */
 typedef enum token_kind { TOKEN_BAD, TOKEN_NONE, TOKEN_STATUS, TOKEN_ROW, TOKEN_PROBE } token_kind;
 
@@ -43,6 +46,15 @@ typedef struct token {
     char table_id[GUARD_PQ_TABLE_ID_MAX];
     char xid[24];
 } token;
+
+static uint32_t checksum(const char *text, size_t length)
+{
+    uint32_t sum = 2166136261U;
+    for (size_t i = 0; i < length; i++) {
+        sum = (sum ^ (unsigned char)text[i]) * 16777619U;
+    }
+    return sum;
+}
 
 void guard_pq_token_write(const guard_pq *pq, const char *xid, char text[GUARD_TOKEN_SIZE])
 {
@@ -59,8 +71,10 @@ void guard_pq_token_write(const guard_pq *pq, const char *xid, char text[GUARD_T
     } else {
         length = snprintf(text, GUARD_TOKEN_SIZE, "pq:none");
     }
-    snprintf(text + length, GUARD_TOKEN_SIZE - (size_t)length, "%s%s%s%s%s%s", pq->home.text[0] != '\0' ? "@" : "",
-             pq->home.text, row ? "+" : "", row ? pq->marks.table_id : "", prepares ? "/" : "", prepares ? xid : "");
+    length += snprintf(text + length, GUARD_TOKEN_SIZE - (size_t)length, "%s%s%s%s%s%s",
+                       pq->home.text[0] != '\0' ? "@" : "", pq->home.text, row ? "+" : "",
+                       row ? pq->marks.table_id : "", prepares ? "/" : "", prepares ? xid : "");
+    snprintf(text + length, GUARD_TOKEN_SIZE - (size_t)length, "~%08" PRIx32, checksum(text, (size_t)length));
 }
 
 static int is_number(const char *text)
@@ -89,14 +103,28 @@ static int cut_off(char *text, char mark, char *to, size_t size)
     return (size_t)snprintf(to, size, "%s", at + 1) < size;
 }
 
+/* Takes the checksum off: 1 when it is right. */
+static int is_whole(char *text)
+{
+    char wanted[9];
+    char *at = strrchr(text, '~');
+    if (at == NULL) {
+        return 0;
+    }
+    *at = '\0';
+    snprintf(wanted, sizeof(wanted), "%08" PRIx32, checksum(text, (size_t)(at - text)));
+    return strcmp(at + 1, wanted) == 0;
+}
+
 /* It goes into SQL: nothing but hexadecimal digits, dashes, points and numbers is taken. */
 static token read_token(const char *from)
 {
     token t = {.kind = TOKEN_BAD};
     char text[GUARD_TOKEN_SIZE];
-    if ((size_t)snprintf(text, sizeof(text), "%s", from) >= sizeof(text) || !cut_off(text, '/', t.xid, sizeof(t.xid)) ||
-        !cut_off(text, '+', t.table_id, sizeof(t.table_id)) || !cut_off(text, '@', t.home, sizeof(t.home)) ||
-        !guard_pq_home_is_text(t.home) || !is_table_id(t.table_id) || (t.xid[0] != '\0' && !is_number(t.xid))) {
+    if ((size_t)snprintf(text, sizeof(text), "%s", from) >= sizeof(text) || !is_whole(text) ||
+        !cut_off(text, '/', t.xid, sizeof(t.xid)) || !cut_off(text, '+', t.table_id, sizeof(t.table_id)) ||
+        !cut_off(text, '@', t.home, sizeof(t.home)) || !guard_pq_home_is_text(t.home) || !is_table_id(t.table_id) ||
+        (t.xid[0] != '\0' && !is_number(t.xid))) {
         return t;
     }
     if (strcmp(text, "pq:none") == 0) {
@@ -244,7 +272,7 @@ static verdict try_row(attempt *a)
         return VERDICT_NEVER;
     }
     return code == 0 && fenced && PQtransactionStatus(a->conn) == PQTRANS_IDLE ? known(a, GUARD_ROLLED_BACK)
-                                                                                 : failed(a);
+                                                                               : failed(a);
 }
 
 static verdict try_probe(attempt *a)

@@ -233,6 +233,17 @@ START_TEST(another_database_of_the_cluster_proves_nothing)
 END_TEST
 
 /* The token says another cluster, as one of it would. */
+/* A token as another cluster would have written it: its checksum is FNV-1a of all before it. */
+static void write_checksum(char *token)
+{
+    unsigned sum = 2166136261U;
+    char *at = token;
+    for (; *at != '~'; at++) {
+        sum = (sum ^ (unsigned char)*at) * 16777619U;
+    }
+    snprintf(at + 1, 9, "%08x", sum);
+}
+
 START_TEST(another_cluster_proves_nothing)
 {
     server_reset();
@@ -242,6 +253,7 @@ START_TEST(another_cluster_proves_nothing)
         lose(&l, main_port());
         char *digit = strchr(l.result.token, '@') + 1;
         *digit = *digit == '9' ? '1' : (char)(*digit + 1);
+        write_checksum(l.result.token);
         expect_place(look("", l.result.token, &l, &error), &error, "the other cluster");
     }
 }
@@ -255,6 +267,38 @@ START_TEST(a_role_that_reads_only_by_default_is_no_obstacle)
     lose(&l, main_port());
     ck_assert_msg(look("options='-c default_transaction_read_only=on'", l.result.token, &l, &error) == GUARD_COMMITTED,
                   "%s", error.message);
+}
+END_TEST
+
+/* ------------------------------------------------------------------------------------------------- garbled tokens -- */
+
+static void expect_no_token(const char *token, lost *l)
+{
+    guard_error error;
+    guard_outcome told = look("", token, l, &error);
+    ck_assert_msg(told == GUARD_IN_DOUBT && error.code == GUARD_PQ_TOKEN, "\"%s\" for \"%s\": \"%s\"", token,
+                  l->result.token, guard_outcome_name(told));
+}
+
+/* What is left of a token on a full disk is the number of another transaction. */
+START_TEST(a_token_that_was_cut_off_or_garbled_where_it_was_kept_is_none)
+{
+    server_reset();
+    for (size_t i = 0; i < MARKERS; i++) {
+        char token[GUARD_TOKEN_SIZE];
+        lost l = {.id = 1 + (int)i, .marker = markers[i], .done = true};
+        lose(&l, main_port());
+        l.options.resolve_ms = BRIEF_MS;
+        for (size_t length = strlen(l.result.token); length-- > 0;) {
+            snprintf(token, sizeof(token), "%.*s", (int)length, l.result.token);
+            expect_no_token(token, &l);
+        }
+        for (size_t at = 0; at < strlen(l.result.token); at++) {
+            snprintf(token, sizeof(token), "%s", l.result.token);
+            token[at] = token[at] == '1' ? '2' : '1';
+            expect_no_token(token, &l);
+        }
+    }
 }
 END_TEST
 
@@ -524,6 +568,7 @@ int main(void)
         another_database_of_the_cluster_proves_nothing,
         another_cluster_proves_nothing,
         a_role_that_reads_only_by_default_is_no_obstacle,
+        a_token_that_was_cut_off_or_garbled_where_it_was_kept_is_none,
         a_standby_that_is_behind_and_a_primary_that_was_replaced_prove_nothing,
     };
     return suite_run("pq_place", tests, sizeof tests / sizeof *tests);
