@@ -281,6 +281,12 @@ static int driver_retryable(void *connection, const guard_error *error)
     return pq->t.retry;
 }
 
+static void driver_forget(void *connection)
+{
+    guard_pq *pq = connection;
+    pq->t.retry = pq->t.has_error = 0;
+}
+
 static size_t driver_describe(const void *connection, char *text, size_t size)
 {
     const guard_pq *pq = connection;
@@ -300,6 +306,7 @@ const guard_tx_driver guard_pq_driver = {
     .release = driver_release,
     .rollback_to = driver_rollback_to,
     .retryable = driver_retryable,
+    .forget = driver_forget,
     .describe = driver_describe,
 };
 

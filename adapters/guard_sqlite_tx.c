@@ -325,6 +325,12 @@ static int driver_retryable(void *connection, const guard_error *error)
            (db->has_first_error && db->first_error.code == SQLITE_BUSY_SNAPSHOT);
 }
 
+static void driver_forget(void *connection)
+{
+    guard_sqlite *db = connection;
+    db->has_first_error = 0;
+}
+
 static size_t driver_describe(const void *connection, char *text, size_t size)
 {
     const guard_sqlite *db = connection;
@@ -342,6 +348,7 @@ const guard_tx_driver guard_sqlite_driver = {
     .release = driver_release,
     .rollback_to = driver_rollback_to,
     .retryable = driver_retryable,
+    .forget = driver_forget,
     .describe = driver_describe,
 };
 

@@ -288,7 +288,13 @@ typedef struct guard_tx_driver {
     /* Writes what the connection is ("ledger.db") as snprintf does, without secrets; may be NULL. */
     size_t (*describe)(const void *connection, char *text, size_t size);
 
-    const void *reserved[4]; /* NULL */
+    /*
+     * Forgets the errors that retryable remembers. Called when hooks have run behind a rollback, as they may have run transactions of
+     * their own; may be NULL where it remembers none.
+     */
+    void (*forget)(void *connection);
+
+    const void *reserved[3]; /* NULL */
 } guard_tx_driver;
 
 /* Embedded in the adapter's connection. The fields are this file's code's; an adapter may read tx, poison.code and in_foreign. */

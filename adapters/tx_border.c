@@ -24,6 +24,7 @@ typedef struct attempt {
     const guard_place *place;
     guard_tx *tx; /* stays valid after its scope: the border frees it */
     int in_foreign;
+    int rerun;  /* the handle's */
     int closed; /* the body closed the connection: session is not to be looked at any more */
 } attempt;
 
@@ -86,6 +87,7 @@ static void take_result(attempt *a, guard_result *result, int failed)
             result->token[i] = tx->result.token[i];
         }
     }
+    a->rerun = tx->rerun;
     a->closed = guard_tx_session_of(tx) == NULL;
     guard_tx_free(tx);
     a->tx = NULL;
@@ -94,6 +96,7 @@ static void take_result(attempt *a, guard_result *result, int failed)
 static void run_attempt(attempt *a, guard_result *result)
 {
     a->tx = NULL;
+    a->rerun = 0;
     a->in_foreign = 0;
     int code = guard_run(run_body, a, &result->error);
     take_result(a, result, code != 0);
@@ -126,7 +129,7 @@ static int may_rerun(const attempt *a, const guard_result *result, unsigned atte
     int32_t limit = a->options != NULL && a->options->attempts != 0 ? a->options->attempts : ATTEMPTS;
     int32_t retry_ms = a->options != NULL && a->options->retry_ms != 0 ? a->options->retry_ms : RETRY_MS;
     if (!result->has_error || result->outcome != GUARD_ROLLED_BACK || a->in_foreign || a->closed ||
-        session->poison.code != 0 || !session->driver->retryable(session->connection, &result->error)) {
+        session->poison.code != 0 || !(a->rerun || session->driver->retryable(session->connection, &result->error))) {
         return 0;
     }
     if (*first_ms == 0) {

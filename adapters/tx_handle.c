@@ -96,6 +96,7 @@ guard_tx *guard_tx_take(guard_tx_session *session)
     tx->last_hook = NULL;
     tx->linked = 0;
     tx->scoped = 0;
+    tx->rerun = 0;
     clear_result(&tx->result);
     tx->previous = NULL;
     tx->next = session->handles;

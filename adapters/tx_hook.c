@@ -85,12 +85,27 @@ static void run_list(guard_tx *tx, guard_outcome outcome)
     }
 }
 
+/* A hook may run transactions on the connection, whose errors say nothing of this one, and do away with what was remembered of it. */
+static void run_rolled_back(guard_tx *tx)
+{
+    static const guard_error none;
+    guard_tx_session *session = tx->savepoint.level == 0 ? tx->session : NULL;
+    if (session != NULL) {
+        tx->rerun = session->driver->retryable(session->connection, &none) != 0;
+    }
+    reverse_hooks(tx);
+    run_list(tx, GUARD_ROLLED_BACK);
+    session = session != NULL ? tx->session : NULL; /* a hook may have closed the connection */
+    if (session != NULL && session->driver->forget != NULL) {
+        session->driver->forget(session->connection);
+    }
+}
+
 void guard_tx_hooks_end(guard_tx *tx)
 {
     switch (tx->result.outcome) {
     case GUARD_ROLLED_BACK:
-        reverse_hooks(tx);
-        run_list(tx, GUARD_ROLLED_BACK);
+        run_rolled_back(tx);
         break;
     case GUARD_COMMITTED:
         run_list(tx, GUARD_COMMITTED);

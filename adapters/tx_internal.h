@@ -46,6 +46,7 @@ struct guard_tx {
     unsigned generated;           /* the level that `name` was generated for, 0: a user's */
     uint8_t linked;               /* it is in the tree */
     uint8_t scoped;               /* its scope is open */
+    uint8_t rerun;                /* what was remembered of it when its hooks began: running it again can help */
     uint8_t kept;                 /* a border form reads `result` after the scope closed, and frees it */
     guard_result result;
     char name[2 * GUARD_TX_NAME_MAX + 3];

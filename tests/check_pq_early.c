@@ -211,6 +211,63 @@ START_TEST(guards_of_one_connection_may_end_in_any_order)
 }
 END_TEST
 
+/* ---------------------------------------------------------------------------------- hooks with transactions of their own -- */
+
+#define TRY_AGAIN "DO $$ BEGIN RAISE 'try again' USING ERRCODE = '40001'; END $$"
+
+static void swallow_and_fail(guard_tx *tx, void *arg)
+{
+    (void)arg;
+    PQclear(PQexec(guard_pq_raw(guard_pq_of(tx)), TRY_AGAIN));
+    guard_panic(1, "in vain");
+}
+
+static void only_read(guard_tx *tx, void *arg)
+{
+    (void)arg;
+    guard_pq_exec(NULL, guard_pq_of(tx), "SELECT 1");
+}
+
+static void fail_in_hook(void *arg)
+{
+    guard_pq_tx_options once = {.tx.attempts = 1};
+    guard_pq_transact(arg, swallow_and_fail, NULL, &once, NULL);
+}
+
+static void read_in_hook(void *arg)
+{
+    guard_pq_transact(arg, only_read, NULL, NULL, NULL);
+}
+
+static void fail_for_good(guard_tx *tx, void *arg)
+{
+    runs++;
+    guard_tx_on_rollback(tx, fail_in_hook, arg);
+    guard_panic(7, "no money");
+}
+
+static void fail_for_now(guard_tx *tx, void *arg)
+{
+    runs++;
+    guard_tx_on_rollback(tx, read_in_hook, arg);
+    swallow_and_fail(tx, arg);
+}
+
+START_TEST(whether_a_body_runs_again_is_not_decided_by_its_hooks)
+{
+    GUARD_AUTO(s);
+    guard_result result;
+    guard_pq_tx_options options = {.tx.attempts = 3};
+    guard_pq *pq = guard_pq_open(s, "", NULL);
+    ck_assert_int_eq(guard_pq_transact(pq, fail_for_good, pq, &options, &result), GUARD_ROLLED_BACK);
+    ck_assert_int_eq(runs, 1);
+    ck_assert_int_eq(result.error.code, 7);
+    runs = 0;
+    ck_assert_int_eq(guard_pq_transact(pq, fail_for_now, pq, &options, &result), GUARD_ROLLED_BACK);
+    ck_assert_int_eq(runs, 3);
+}
+END_TEST
+
 /* ----------------------------------------------------------------------------------------- other connections -- */
 
 static void adopt(void *arg)
@@ -304,6 +361,7 @@ int main(void)
         an_error_that_is_swallowed_after_another_guard_has_ended_is_still_known,
         an_end_by_sql_after_another_guard_has_ended_is_still_seen,
         guards_of_one_connection_may_end_in_any_order,
+        whether_a_body_runs_again_is_not_decided_by_its_hooks,
         a_connection_that_could_not_be_made_is_not_adopted_and_libpqs_reason_is_told,
         a_statement_of_a_connection_that_was_reset_is_cancelled_in_its_new_session,
         a_long_message_in_another_encoding_is_told,
