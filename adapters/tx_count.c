@@ -101,7 +101,6 @@ static const guard_tx_counts *find(const guard_tx_driver *driver, unsigned count
 
 const guard_tx_counts *guard_tx_counts_of(const guard_tx_driver *driver)
 {
-    VALGRIND_HG_DISABLE_CHECKING(&count_sets, sizeof count_sets);
     unsigned count = __atomic_load_n(&count_sets, __ATOMIC_ACQUIRE);
     ANNOTATE_HAPPENS_AFTER(sets);
     const guard_tx_counts *found = find(driver, count);
@@ -113,6 +112,7 @@ const guard_tx_counts *guard_tx_counts_of(const guard_tx_driver *driver)
     if (found == NULL && count_sets < SETS_MOST) {
         found = &sets[count_sets];
         fill(&sets[count_sets], driver);
+        VALGRIND_HG_DISABLE_CHECKING(&count_sets, sizeof count_sets);
         ANNOTATE_HAPPENS_BEFORE(sets);
         __atomic_store_n(&count_sets, count_sets + 1, __ATOMIC_RELEASE);
     }

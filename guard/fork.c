@@ -15,19 +15,8 @@
  */
 #include <unistd.h>
 
+#include "helgrind.h"
 #include "internal.h"
-
-/* Valgrind's helgrind does not know that a forked child has one thread only: it is told that the others' memory is this one's now. */
-#if defined(__has_include)
-#if __has_include(<valgrind/helgrind.h>)
-#include <valgrind/helgrind.h>
-#endif
-#endif
-#ifdef VALGRIND_HG_CLEAN_MEMORY
-#define HELGRIND_TAKE(memory) VALGRIND_HG_CLEAN_MEMORY(memory, sizeof *(memory))
-#else
-#define HELGRIND_TAKE(memory) ((void)(memory))
-#endif
 
 guard_owner *guard_owners;
 static unsigned fork_count;
@@ -52,7 +41,7 @@ void guard_inherited_run(guard_pool *pool, guard_impl_record *record)
 static void records_inherit(guard_impl_record *record)
 {
     for (; record != NULL; record = record->next) {
-        HELGRIND_TAKE(record);
+        HELGRIND_TAKE(record, sizeof *record);
         if (record->flags & (GUARD_IMPL_DEAD | GUARD_IMPL_RECOVER | GUARD_IMPL_RESERVED | GUARD_IMPL_INHERITED)) {
             continue;
         }
@@ -66,10 +55,10 @@ static void records_inherit(guard_impl_record *record)
 
 static void stack_inherit(guard_stack *stack)
 {
-    HELGRIND_TAKE(stack);
-    HELGRIND_TAKE(stack->hot.top);
+    HELGRIND_TAKE(stack, sizeof *stack);
+    HELGRIND_TAKE(stack->hot.top, sizeof *stack->hot.top);
     for (guard_walk walk = guard_walk_open(stack); walk.scope != NULL; guard_walk_next(stack, &walk)) {
-        HELGRIND_TAKE(walk.scope->outer);
+        HELGRIND_TAKE(walk.scope->outer, sizeof *walk.scope->outer);
         records_inherit(walk.scope->head);
     }
     records_inherit(stack->orphans.head);
@@ -111,12 +100,12 @@ static void fork_in_child(void)
         stack_inherit(stack);
     }
     for (guard_owner *owner = guard_owners; owner != NULL; owner = owner->next) {
-        HELGRIND_TAKE(owner);
+        HELGRIND_TAKE(owner, sizeof *owner);
         records_inherit(owner->scope.head);
     }
     guard_thread *own = guard_thread_own;
     for (guard_thread *thread = guard_threads; thread != NULL;) {
-        HELGRIND_TAKE(thread);
+        HELGRIND_TAKE(thread, sizeof *thread);
         guard_thread *next = thread->next;
         if (thread != own) {
             thread_lose(thread);

@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <unistd.h>
 
+#include "helgrind.h"
 #include "log_internal.h"
 
 /* ----------------------------------------------------------------------------------------------- opening -- */
@@ -126,6 +127,8 @@ static void log_fill(guard_log *log, const char *name, const guard_log_options *
     pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
     pthread_cond_init(&log->changed, &attributes);
     pthread_condattr_destroy(&attributes);
+    HELGRIND_IGNORE(log, sizeof *log);
+    HELGRIND_IGNORE(slots, options->queue_lines * sizeof *slots);
 }
 
 static guard_log *log_new(const char *name, const guard_log_options *options)

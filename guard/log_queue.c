@@ -9,6 +9,7 @@
  *   - Nobody waits: a queue that is full, or whose next slot is still being filled, is said to be so.
  *   - What is written stays in its slot until it was written: a fatal signal finds it there.
  */
+#include "helgrind.h"
 #include "log_internal.h"
 
 guard_log_slot *guard_queue_claim(guard_log_queue *queue, uint64_t *at)
@@ -32,6 +33,7 @@ guard_log_slot *guard_queue_claim(guard_log_queue *queue, uint64_t *at)
 
 void guard_queue_publish(guard_log_slot *slot, uint64_t at)
 {
+    HELGRIND_BEFORE(slot);
     atomic_store_explicit(&slot->sequence, at + 1, memory_order_release);
 }
 
@@ -44,6 +46,7 @@ unsigned guard_queue_peek(const guard_log_queue *queue, guard_log_slot **slots, 
         if (atomic_load_explicit(&slot->sequence, memory_order_acquire) != head + count + 1) {
             break;
         }
+        HELGRIND_AFTER(slot);
         slots[count] = slot;
     }
     return count;

@@ -311,8 +311,7 @@ int main(void)
         a_fatal_signal_is_fatal_with_a_cancel_pending,
         an_uncaught_panic_is_reported_with_a_cancel_pending,
         a_note_is_no_cancellation_point,
-        /* Helgrind knows no atomics, so no order in the log's queue. */
-        suite_unless_helgrind(a_log_is_woken_by_a_thread_that_is_to_be_cancelled),
+        a_log_is_woken_by_a_thread_that_is_to_be_cancelled,
         a_reading_of_metrics_is_not_cancelled_in_a_collector,
     };
     return suite_run("pthread_cancel", tests, sizeof tests / sizeof *tests);
