@@ -456,7 +456,7 @@ int main(void)
         commit_and_its_hooks_are_masked,
         pthread_cancel_waits_until_sqlite_has_returned_and_leaves_no_lock,
         the_parents_transaction_lives_on_whatever_its_child_does,
-        /* Valgrind counts the fault itself, and delivers it on a stack of its own making (check_fault.c). */
+        /* Memcheck counts the fault itself, and valgrind delivers it on a stack of its own making. */
         suite_unless_valgrind(a_fault_between_two_statements_rolls_back_and_the_connection_goes_on),
         suite_unless_valgrind(a_fault_in_a_user_function_of_sqlite_is_fatal),
     };
