@@ -5,12 +5,10 @@
  * SIGTERM and SIGINT drain it: no new requests; those under way have --drain-ms to end, are then cancelled by their next checkpoint and
  * rolled back.
  */
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include <guard/guard.h>
 #include <guard/guard_cancel.h>
@@ -112,21 +110,9 @@ static void run(void *arg)
     }
 }
 
-/* A descriptor of 0 to 2 that is closed would be given to a file that is opened, and what is said would be written into it. */
-static void open_standard_descriptors(void)
-{
-    int descriptor;
-    do {
-        descriptor = open("/dev/null", O_RDWR);
-    } while (descriptor >= 0 && descriptor <= STDERR_FILENO);
-    if (descriptor >= 0) {
-        close(descriptor);
-    }
-}
-
 int main(int argc, char **argv)
 {
-    open_standard_descriptors();
+    command_line_open_standard();
     signal(SIGPIPE, SIG_IGN);
     guard_trace_capture(1); /* the log's lines have stacks */
     ledger_program program = {argc, argv};

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "options.h"
 
-#include <errno.h>
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,51 +55,17 @@ static const struct option long_options[] = {{"db", required_argument, NULL, OPT
                                              {"version", no_argument, NULL, OPTION_VERSION},
                                              {NULL, 0, NULL, 0}};
 
-static uint64_t read_number(const char *option, const char *text, uint64_t least, uint64_t most)
-{
-    char *end = NULL;
-    errno = 0;
-    unsigned long long number = strtoull(text, &end, 10);
-    /* strtoull takes a sign and leading spaces. */
-    if (text[0] < '0' || text[0] > '9' || *end != '\0' || errno != 0 || number < least || number > most) {
-        guard_panic(EXIT_USAGE, "%s takes a number from %llu to %llu, not \"%s\"", option, (unsigned long long)least,
-                    (unsigned long long)most, text);
-    }
-    return number;
-}
-
-static void read_database(ledger_options *o, const char *uri)
-{
-    static const char scheme[] = "sqlite:";
-    o->postgres = 0;
-    if (strncmp(uri, scheme, sizeof scheme - 1) == 0) {
-        o->database = uri + sizeof scheme - 1;
-        if (*o->database == '\0' || strcmp(o->database, ":memory:") == 0) {
-            guard_panic(EXIT_USAGE, "--db sqlite: takes the path of a file");
-        }
-        return;
-    }
-    o->postgres = strncmp(uri, "postgresql://", 13) == 0 || strncmp(uri, "postgres://", 11) == 0 ||
-                  strchr(uri, '=') != NULL;
-    if (!o->postgres) {
-        /* Not more of it than its scheme: there may be a password behind. */
-        guard_panic(EXIT_USAGE, "--db takes sqlite:PATH or postgresql://..., not \"%.*s\"", (int)strcspn(uri, ":"),
-                    uri);
-    }
-    o->database = uri;
-}
-
 static void take_option(ledger_options *o, int option, char **argv)
 {
     switch (option) {
     case OPTION_DB:
-        read_database(o, optarg);
+        o->database = command_line_database(optarg, &o->postgres);
         break;
     case OPTION_LISTEN:
         o->listen = optarg;
         break;
     case OPTION_PORT:
-        o->port = read_number("--port", optarg, 0, 65535);
+        o->port = command_line_number("--port", optarg, 0, 65535);
         break;
     case OPTION_RECEIPTS:
         o->receipts = optarg;
@@ -109,13 +74,13 @@ static void take_option(ledger_options *o, int option, char **argv)
         o->log = optarg;
         break;
     case OPTION_SEED:
-        o->seed = read_number("--seed", optarg, 1, 10000);
+        o->seed = command_line_number("--seed", optarg, 1, 10000);
         break;
     case OPTION_REQUEST_MS:
-        o->request_ms = read_number("--request-ms", optarg, 1, 3600000);
+        o->request_ms = command_line_number("--request-ms", optarg, 1, 3600000);
         break;
     case OPTION_DRAIN_MS:
-        o->drain_ms = read_number("--drain-ms", optarg, 1, 3600000);
+        o->drain_ms = command_line_number("--drain-ms", optarg, 1, 3600000);
         break;
     case OPTION_CHAOS:
         o->chaos = 1;

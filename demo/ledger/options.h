@@ -8,7 +8,9 @@
 #include <guard/guard.h>
 #include <stdint.h>
 
-enum { EXIT_SERVED = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
+#include "../command_line.h"
+
+enum { EXIT_SERVED = 0, EXIT_FAILED = 1 }; /* and EXIT_USAGE */
 
 typedef enum ledger_action { ACTION_SERVE, ACTION_HELP, ACTION_VERSION } ledger_action;
 

@@ -5,11 +5,9 @@
  * Everything below main is guarded code: what cannot be done panics, and the border here turns that into one line and
  * an exit status.
  */
-#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include <guard/guard.h>
 
@@ -101,21 +99,9 @@ static void print_totals(void *arg)
     report_totals(&program->totals, clock_seconds() - program->began);
 }
 
-/* A descriptor of 0 to 2 that is closed would be given to a file that is opened, and what is said would be written into it. */
-static void open_standard_descriptors(void)
-{
-    int descriptor;
-    do {
-        descriptor = open("/dev/null", O_RDWR);
-    } while (descriptor >= 0 && descriptor <= STDERR_FILENO);
-    if (descriptor >= 0) {
-        close(descriptor);
-    }
-}
-
 int main(int argc, char **argv)
 {
-    open_standard_descriptors();
+    command_line_open_standard();
     load_program program = {.argc = argc, .argv = argv, .began = clock_seconds(), .totals = {.outcome = "rolled_back"}};
     guard_error error;
     /* A reader of the progress that goes away must not end the load. */

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "options.h"
 
-#include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -86,19 +85,6 @@ static const struct option long_options[] = {{"db", required_argument, NULL, OPT
                                              {"version", no_argument, NULL, OPTION_VERSION},
                                              {NULL, 0, NULL, 0}};
 
-static uint64_t read_number(const char *option, const char *text, uint64_t least, uint64_t most)
-{
-    char *end = NULL;
-    errno = 0;
-    unsigned long long number = strtoull(text, &end, 10);
-    /* strtoull takes a sign and leading spaces. */
-    if (text[0] < '0' || text[0] > '9' || *end != '\0' || errno != 0 || number < least || number > most) {
-        guard_panic(EXIT_USAGE, "%s takes a number from %llu to %llu, not \"%s\"", option, (unsigned long long)least,
-                    (unsigned long long)most, text);
-    }
-    return number;
-}
-
 static char read_delimiter(const char *text)
 {
     if (strcmp(text, "\\t") == 0) {
@@ -111,30 +97,6 @@ static char read_delimiter(const char *text)
                     text);
     }
     return (char)c;
-}
-
-/* As libpq tells a connection string from a database's name. */
-static int is_postgres(const char *uri)
-{
-    return strncmp(uri, "postgresql://", 13) == 0 || strncmp(uri, "postgres://", 11) == 0 || strchr(uri, '=') != NULL;
-}
-
-static const char *read_database(const char *uri)
-{
-    static const char scheme[] = "sqlite:";
-    if (strncmp(uri, scheme, sizeof scheme - 1) != 0) {
-        /* Not more of it than its scheme: there may be a password behind. */
-        guard_panic(EXIT_USAGE, "--db takes sqlite:PATH or postgresql://..., not \"%.*s\"", (int)strcspn(uri, ":"),
-                    uri);
-    }
-    const char *path = uri + sizeof scheme - 1;
-    if (*path == '\0') {
-        guard_panic(EXIT_USAGE, "--db %s has no path", uri);
-    }
-    if (strcmp(path, ":memory:") == 0) {
-        guard_panic(EXIT_USAGE, "--db %s would be gone when the load ends", uri);
-    }
-    return path;
 }
 
 /* Adds NAME=COLUMN,... to the map. */
@@ -166,8 +128,7 @@ static void take_option(guard_scope *scope, load_options *o, int option, char **
 {
     switch (option) {
     case OPTION_DB:
-        o->postgres = strncmp(optarg, "sqlite:", 7) != 0 && is_postgres(optarg);
-        o->database = o->postgres ? optarg : read_database(optarg);
+        o->database = command_line_database(optarg, &o->postgres);
         break;
     case OPTION_INTO:
         o->table = optarg;
@@ -176,13 +137,13 @@ static void take_option(guard_scope *scope, load_options *o, int option, char **
         o->schema = optarg;
         break;
     case OPTION_BATCH:
-        o->batch = read_number("--batch", optarg, 1, 1000000000);
+        o->batch = command_line_number("--batch", optarg, 1, 1000000000);
         break;
     case OPTION_REJECTS:
         o->rejects = optarg;
         break;
     case OPTION_MAX_REJECTS:
-        o->max_rejects = read_number("--max-rejects", optarg, 0, UINT64_MAX - 1);
+        o->max_rejects = command_line_number("--max-rejects", optarg, 0, UINT64_MAX - 1);
         break;
     case OPTION_DELIMITER:
         o->delimiter = read_delimiter(optarg);
@@ -197,13 +158,13 @@ static void take_option(guard_scope *scope, load_options *o, int option, char **
         o->null_text = optarg;
         break;
     case OPTION_MAX_ROW:
-        o->max_row = (size_t)read_number("--max-row", optarg, 1, 1000000000);
+        o->max_row = (size_t)command_line_number("--max-row", optarg, 1, 1000000000);
         break;
     case OPTION_WORKERS:
-        o->workers = read_number("--workers", optarg, 1, 64);
+        o->workers = command_line_number("--workers", optarg, 1, 64);
         break;
     case OPTION_RETRY_FOR:
-        o->retry_for = read_number("--retry-for", optarg, 0, 1000000);
+        o->retry_for = command_line_number("--retry-for", optarg, 0, 1000000);
         break;
     case OPTION_AGAIN:
         o->again = 1;

@@ -9,11 +9,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Exit codes; a signal's is 128 and its number. */
+#include "../command_line.h"
+
+/* Exit codes, beside EXIT_USAGE; a signal's is 128 and its number. */
 enum {
     EXIT_LOADED = 0,
     EXIT_FAILED = 1,
-    EXIT_USAGE = 2,
     EXIT_REJECTS = 3 /* loaded, but not every row */
 };
 
