@@ -245,7 +245,7 @@ static guard_impl_record **reserve_find(guard_scope *scope)
 
 static void reserve_add(guard_scope *scope, guard_impl_record *record)
 {
-    guard_impl_record **at = scope->reserved > 0 ? reserve_find(scope) : NULL;
+    guard_impl_record **at = guard_scope_reserved(scope) > 0 ? reserve_find(scope) : NULL;
     if (at != NULL) {
         record->flags = GUARD_IMPL_INERT;
         record->next = (*at)->arg;
@@ -281,7 +281,7 @@ static guard_impl_record *reserve_take(guard_scope *scope)
 guard_impl_record *guard_record_take(guard_stack *stack, guard_scope *scope)
 {
     guard_impl_record *record = guard_pool_take(guard_scope_pool(stack, scope));
-    return record == NULL && scope->reserved > 0 ? reserve_take(scope) : record;
+    return record == NULL && guard_scope_reserved(scope) > 0 ? reserve_take(scope) : record;
 }
 
 void guard_reserve(guard_scope *scope, size_t count)
@@ -294,6 +294,7 @@ void guard_reserve(guard_scope *scope, size_t count)
         guard_misuse(code, "guard_reserve: %s", objection);
         return;
     }
+    guard_scope_count(scope);
     while (scope->reserved < count) {
         guard_impl_record *record = count <= UINT32_MAX ? guard_pool_take(guard_scope_pool(stack, scope)) : NULL;
         if (record == NULL) {

@@ -257,13 +257,13 @@ typedef struct guard_ticket {
 /* Caller-allocated, normally by GUARD_AUTO; the fields are the library's. */
 struct guard_scope {
     guard_impl_record *head;
-    guard_scope *outer;
-    guard_impl_stack_t *stack; /* NULL once closed */
     uint32_t flags;
     uint32_t dead;
-    uint32_t sweep;
+    guard_scope *outer;
+    guard_impl_stack_t *stack; /* NULL once closed */
+    uint32_t sweep;            /* this and what follows is set only where a flag says so */
     uint32_t reserved;
-    int64_t deadline; /* set only where a flag says so */
+    int64_t deadline;
 };
 
 /* ------------------------------------------------------------------------------------------------ scopes -- */
@@ -567,7 +567,7 @@ typedef struct guard_impl_border {
 extern GUARD_API __thread guard_impl_stack_t *guard_impl_stack __attribute__((tls_model("initial-exec")));
 
 GUARD_API void guard_impl_raise_held(void);
-GUARD_API guard_scope *guard_impl_open_slow(guard_scope *scope);
+GUARD_API void guard_impl_open_slow(void);
 GUARD_API void guard_impl_leave_run(guard_scope *scope);
 GUARD_API guard_ticket guard_impl_defer_slow(guard_scope *scope, guard_fn *fn, const void *action, void *arg,
                                              uint32_t flags, const guard_place *place);
@@ -610,6 +610,12 @@ GUARD_API void guard_impl_border_leave(guard_impl_border *border);
 #define GUARD_IMPL_PROBE_DEFER(fn, arg, place) ((void)0)
 #endif
 
+/*
+ * The object is in memory before what is stored behind this: a signal handler that reads the stack must find all of it. It says no more than
+ * that. A fence would also make the compiler forget what it has just stored, and it would test again what cannot have changed.
+ */
+#define GUARD_IMPL_STORED(object) __asm__ volatile("" : : "m"(object))
+
 #define GUARD_IMPL_LIKELY(x) __builtin_expect(!!(x), 1)
 #define GUARD_IMPL_UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define GUARD_IMPL_PASTE_(a, b) a##b
@@ -633,23 +639,37 @@ static inline void guard_raise_held(void)
     }
 }
 
+/*
+ * No records and these flags, by one store where the processor has stores of 16 bytes: the time of a scope with one defer is that of its stores.
+ */
+static inline void guard_impl_scope_begin(guard_scope *scope, uint32_t flags)
+{
+#if defined(__LP64__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    typedef long long pair __attribute__((vector_size(16), aligned(8), may_alias));
+    const pair both = {0, (long long)flags};
+    *(pair *)(void *)scope = both;
+#else
+    scope->head = NULL;
+    scope->flags = flags;
+    scope->dead = 0;
+#endif
+}
+
 static inline guard_scope *guard_impl_open(guard_scope *scope)
 {
-    guard_impl_stack_t *stack = guard_impl_stack;
-    if (GUARD_IMPL_UNLIKELY(stack == NULL)) {
-        guard_impl_open_slow(scope);
-        return scope; /* not the call's result: the compiler is to know which scope it is */
+    if (GUARD_IMPL_UNLIKELY(guard_impl_stack == NULL)) {
+        guard_impl_open_slow();
     }
-    scope->head = NULL;
+    guard_impl_stack_t *stack = guard_impl_stack;
+    if (stack == NULL) {
+        __builtin_unreachable(); /* the slow path has made it, or has not returned */
+    }
+    guard_impl_scope_begin(scope, 0);
     scope->outer = stack->top;
     scope->stack = stack;
-    scope->flags = 0;
-    scope->dead = 0;
-    scope->sweep = 0;
-    scope->reserved = 0;
-    /* A signal handler that reads the stack must find a scope that is filled in. */
-    __atomic_signal_fence(__ATOMIC_RELEASE);
+    GUARD_IMPL_STORED(*scope);
     stack->top = scope;
+    GUARD_IMPL_STORED(stack->top);
     return scope;
 }
 
@@ -688,16 +708,17 @@ static inline __attribute__((always_inline)) void guard_impl_leave(guard_scope *
             }
             fn = record->action.kind->release;
         }
-        scope->flags = GUARD_IMPL_SCOPE_LEAVING;
-        scope->head = NULL;
-        __atomic_signal_fence(__ATOMIC_RELEASE);
+        guard_impl_scope_begin(scope, GUARD_IMPL_SCOPE_LEAVING);
+        GUARD_IMPL_STORED(*scope);
         record->generation++;
         record->next = stack->free;
+        GUARD_IMPL_STORED(*record);
         stack->free = record;
         stack->ran++;
         GUARD_IMPL_PROBE_DEFER(fn, arg, record->place);
-        guard_impl_call(arg, fn); /* when fn panics this returns all the same, see leave.c */
-        if (GUARD_IMPL_UNLIKELY(guard_impl_stack == NULL || scope->head != NULL)) {
+        /* When fn panics this returns all the same, see leave.c. A panic that is held is nothing to a scope without records. */
+        guard_impl_call(arg, fn);
+        if (GUARD_IMPL_UNLIKELY(scope->head != NULL)) {
             guard_impl_leave_run(scope);
             return;
         }
@@ -721,6 +742,7 @@ static inline guard_ticket guard_impl_register(guard_scope *scope, guard_fn *fn,
         return guard_impl_defer_slow(scope, fn, action, arg, flags, place);
     }
     stack->free = record->next;
+    record->next = scope->head;
     record->scope = scope;
     if (fn != NULL) {
         record->action.fn = fn;
@@ -730,10 +752,9 @@ static inline guard_ticket guard_impl_register(guard_scope *scope, guard_fn *fn,
     record->arg = arg;
     record->place = place;
     record->flags = flags;
-    record->next = scope->head;
-    /* A signal handler that reads the list must find a record that is filled in. */
-    __atomic_signal_fence(__ATOMIC_RELEASE);
+    GUARD_IMPL_STORED(*record);
     scope->head = record;
+    GUARD_IMPL_STORED(scope->head);
     ticket.record = record;
     ticket.generation = record->generation;
     ticket.home = 0;

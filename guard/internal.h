@@ -55,6 +55,7 @@ _Static_assert(sizeof(guard_impl_record) <= 48, "a record is at most 48 bytes");
 #define SCOPE_UNWINDING 8U   /* a panic or the exit of the thread runs its records, or has run them */
 #define SCOPE_MASKED 16U     /* guard_mask */
 #define SCOPE_DEADLINE 32U   /* its deadline is set */
+#define SCOPE_COUNTED 64U    /* its sweep and reserved are set */
 _Static_assert((SCOPE_FAILED | SCOPE_LEAVING | SCOPE_CLOSING | SCOPE_UNWINDING) == GUARD_IMPL_SCOPE_ENDED,
                "what an inline close leaves to the slow one");
 
@@ -230,6 +231,21 @@ static inline void guard_walk_next(const guard_stack *stack, guard_walk *walk)
         walk->steps = 0;
         walk->limit *= 2;
     }
+}
+
+/* Opening a scope does not set these: few scopes use them. */
+static inline void guard_scope_count(guard_scope *scope)
+{
+    if (!(scope->flags & SCOPE_COUNTED)) {
+        scope->sweep = 0;
+        scope->reserved = 0;
+        scope->flags |= SCOPE_COUNTED;
+    }
+}
+
+static inline uint32_t guard_scope_reserved(const guard_scope *scope)
+{
+    return scope->flags & SCOPE_COUNTED ? scope->reserved : 0;
 }
 
 static inline guard_pool *guard_scope_pool(guard_stack *stack, guard_scope *scope)

@@ -196,7 +196,10 @@ static int leave_adopt(guard_stack *stack, guard_scope *scope, const void *frame
         *tail = scope->head;
         scope->head = inner->head;
         scope->dead += inner->dead;
-        scope->reserved += inner->reserved;
+        if (guard_scope_reserved(inner) > 0) {
+            guard_scope_count(scope);
+            scope->reserved += inner->reserved;
+        }
         inner->stack = NULL;
         count += !(inner->flags & SCOPE_LEAVING);
     }

@@ -146,11 +146,11 @@ const char *guard_scope_objection(const guard_stack *stack, const guard_scope *s
     return "the scope is another thread's";
 }
 
-guard_scope *guard_impl_open_slow(guard_scope *scope)
+/* When it returns, guard_impl_stack is set. */
+void guard_impl_open_slow(void)
 {
     guard_stack_here();
     guard_raise_held();
-    return guard_impl_open(scope);
 }
 
 void guard_scope_open(guard_scope *scope)

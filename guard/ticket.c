@@ -43,6 +43,7 @@ static void record_take_off(guard_stack *stack, guard_impl_record *record)
     }
     record->flags = GUARD_IMPL_DEAD;
     record->generation++;
+    guard_scope_count(scope);
     if (++scope->dead >= (scope->sweep != 0 ? scope->sweep : SWEEP_LEAST)) {
         scope_sweep(pool, scope);
     }
