@@ -104,6 +104,11 @@ static size_t error_message_print(guard_error *error, const char *format, va_lis
     return guard_text_copy(error->message, sizeof error->message, text) + 1;
 }
 
+void guard_error_text(guard_error *error, const char *text, size_t size)
+{
+    text_move(error->message, text, size);
+}
+
 /* Most messages are constant: without a conversion they are copied, which costs a tenth of vsnprintf. */
 size_t guard_error_message(guard_error *error, const char *format, va_list arguments)
 {

@@ -406,10 +406,10 @@ GUARD_API void *guard_ticket_object(guard_ticket ticket, const guard_kind *kind)
  * guard_panic(code, format, ...): raises a panic of domain GUARD_USER. Code 0 becomes -1. Never returns, never allocates
  * (but for what printf does with wide characters or widths above its buffers).
  */
-#define guard_panic(code, ...) guard_impl_panic(GUARD_HERE, GUARD_USER, (code), __VA_ARGS__)
+#define guard_panic(code, ...) GUARD_IMPL_PANIC(GUARD_USER, (code), __VA_ARGS__)
 
 /* The same in a domain of your choice. */
-#define guard_panic_in(domain, code, ...) guard_impl_panic(GUARD_HERE, (domain), (code), __VA_ARGS__)
+#define guard_panic_in(domain, code, ...) GUARD_IMPL_PANIC((domain), (code), __VA_ARGS__)
 
 /* Domain GUARD_OS with the present errno, whose text is added to the message. */
 #define guard_panic_os(...) guard_impl_panic_os(GUARD_HERE, __VA_ARGS__)
@@ -545,8 +545,8 @@ typedef struct guard_impl_border {
     guard_recovery *panic;
     guard_error *out;
     int code;
-    volatile int state; /* read after a second return of setjmp */
-    int is_short;       /* `frame` is set, not env */
+    volatile int state;   /* read after a second return of setjmp */
+    int is_short;         /* `frame` is set, not env */
     __extension__ union { /* C99 with -Wpedantic knows none without a name */
         jmp_buf env;
         void *frame[5]; /* of __builtin_setjmp */
@@ -575,6 +575,8 @@ GUARD_API guard_ticket guard_impl_defer_copy(guard_scope *scope, guard_fn *fn, c
                                              const guard_place *place);
 GUARD_API void guard_impl_panic(const guard_place *place, int domain, int code, const char *format, ...) GUARD_NORETURN
     GUARD_PRINTF(4, 5);
+GUARD_API void guard_impl_panic_text(const guard_place *place, int domain, int code, const char *text,
+                                     size_t size) GUARD_NORETURN;
 GUARD_API void guard_impl_panic_os(const guard_place *place, const char *format, ...) GUARD_NORETURN GUARD_PRINTF(2, 3);
 GUARD_API void guard_impl_panic_error(const guard_place *place, const guard_error *error) GUARD_NORETURN;
 GUARD_API void guard_impl_misuse(const guard_place *place, int code, const char *format, ...) GUARD_PRINTF(3, 4);
@@ -620,6 +622,28 @@ GUARD_API void guard_impl_border_leave(guard_impl_border *border);
 #define GUARD_IMPL_UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define GUARD_IMPL_PASTE_(a, b) a##b
 #define GUARD_IMPL_PASTE(a, b) GUARD_IMPL_PASTE_(a, b)
+
+/*
+ * A message that is a constant text of one line without conversions is handed on with its size (with the NUL), so that the panic need not look
+ * through it. It is the only argument where it is as long as all of them. What is not constant is evaluated once.
+ */
+#define GUARD_IMPL_PANIC(domain, code, ...)                                                                           \
+    (__builtin_constant_p(GUARD_IMPL_FIRST(__VA_ARGS__, 0)) &&                                                        \
+             sizeof(GUARD_IMPL_STRING(__VA_ARGS__)) == sizeof(GUARD_IMPL_STRING(GUARD_IMPL_FIRST(__VA_ARGS__, 0))) && \
+             guard_impl_is_text(GUARD_IMPL_FIRST(__VA_ARGS__, 0))                                                     \
+         ? guard_impl_panic_text(GUARD_HERE, (domain), (code), GUARD_IMPL_FIRST(__VA_ARGS__, 0),                      \
+                                 __builtin_strlen(GUARD_IMPL_FIRST(__VA_ARGS__, 0)) + 1)                              \
+         : guard_impl_panic(GUARD_HERE, (domain), (code), __VA_ARGS__))
+#define GUARD_IMPL_FIRST(first, ...) first
+#define GUARD_IMPL_STRING(...) GUARD_IMPL_STRING_(__VA_ARGS__)
+#define GUARD_IMPL_STRING_(...) #__VA_ARGS__
+
+static inline __attribute__((always_inline)) int guard_impl_is_text(const char *text)
+{
+    size_t length = __builtin_constant_p(__builtin_strlen(text)) ? __builtin_strlen(text) : 0;
+    return length > 0 && length < sizeof((guard_error *)0)->message && text[length - 1] != '\n' &&
+           __builtin_constant_p(__builtin_strchr(text, '%') == NULL) && __builtin_strchr(text, '%') == NULL;
+}
 
 /* `at` is volatile because it is read after a second return of setjmp. */
 #define GUARD_IMPL_TRY(error, number) \

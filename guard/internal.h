@@ -773,6 +773,8 @@ void guard_error_place(guard_error *error, const guard_place *place);
 void guard_error_copy(guard_error *to, const guard_error *from);
 /* The same for an error with no text but a message, of so many bytes with its NUL. */
 void guard_error_copy_message(guard_error *to, const guard_error *from, size_t message_size);
+/* A message of one line that fits, of so many bytes with its NUL. */
+void guard_error_text(guard_error *error, const char *text, size_t size);
 /* Returns the size of the message with its NUL. */
 size_t guard_error_message(guard_error *error, const char *format, va_list arguments) GUARD_PRINTF(2, 0);
 

@@ -394,6 +394,15 @@ void guard_impl_panic(const guard_place *place, int domain, int code, const char
     panic_raise(panic_begin(&error, place), &error, place, __builtin_return_address(0), size);
 }
 
+/* For a text of one line that fits and has no conversion. */
+void guard_impl_panic_text(const guard_place *place, int domain, int code, const char *text, size_t size)
+{
+    guard_error error;
+    guard_error_open(&error, domain, code);
+    guard_error_text(&error, text, size);
+    panic_raise(panic_begin(&error, place), &error, place, __builtin_return_address(0), size);
+}
+
 void guard_impl_panic_os(const guard_place *place, const char *format, ...)
 {
     guard_error error;

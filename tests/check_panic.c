@@ -52,6 +52,75 @@ START_TEST(a_border_without_an_error_contains_the_panic_as_well)
 }
 END_TEST
 
+#define TEN "0123456789"
+#define HUNDRED TEN TEN TEN TEN TEN TEN TEN TEN TEN TEN
+#define LONGEST HUNDRED HUNDRED HUNDRED /* with its NUL one too many */
+
+static int messages_asked;
+
+static const char *next_message(void)
+{
+    messages_asked++;
+    return "asked once";
+}
+
+static int zero(void)
+{
+    messages_asked++;
+    return 0;
+}
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-security"
+#pragma GCC diagnostic ignored "-Wformat-extra-args"
+#pragma GCC diagnostic ignored "-Wformat-zero-length"
+static void panic_with_message(void *arg)
+{
+    switch (*(const int *)arg) {
+    case 0:
+        guard_panic(1, "plain, with a comma");
+    case 1:
+        guard_panic(1, "a line\n");
+    case 2:
+        guard_panic(1, "50%% done");
+    case 3:
+        guard_panic(1, "");
+    case 4:
+        guard_panic(1, LONGEST + 1);
+    case 5:
+        guard_panic(1, LONGEST);
+    case 6:
+        guard_panic(1, "%s", "printed");
+    case 7:
+        guard_panic_in(GUARD_OS, 1, "one more argument", zero());
+    case 8:
+        guard_panic(1, next_message());
+    case 9:
+        guard_panic(1, messages_asked == 2 ? "one" : "the other");
+    default:
+        guard_panic_in(GUARD_OS, 1, "a" TEN "b");
+    }
+}
+#pragma GCC diagnostic pop
+
+/* A constant text goes another way than one that is printed. */
+START_TEST(a_message_is_what_printf_makes_of_it_whether_or_not_the_compiler_knows_it)
+{
+    static const char *const messages[] = {
+        "plain, with a comma", "a line",     "50% done", "",          LONGEST + 1, LONGEST, "printed",
+        "one more argument",   "asked once", "one",      "a" TEN "b",
+    };
+    for (int i = 0; i < (int)(sizeof messages / sizeof *messages); i++) {
+        char expected[sizeof error.message] = "";
+        strncat(expected, messages[i], sizeof expected - 1);
+        ck_assert_int_eq(guard_run(panic_with_message, &i, &error), 1);
+        ck_assert_str_eq(error.message, expected);
+        ck_assert_str_eq(error.function, "panic_with_message");
+    }
+    ck_assert_int_eq(messages_asked, 2); /* an argument is evaluated once */
+}
+END_TEST
+
 static void panic_with_zero(void *arg)
 {
     (void)arg;
@@ -353,6 +422,7 @@ int main(void)
     const TTest *const tests[] = {
         a_panic_runs_the_defers_on_top_of_the_live_frames_and_reaches_the_border,
         a_border_without_an_error_contains_the_panic_as_well,
+        a_message_is_what_printf_makes_of_it_whether_or_not_the_compiler_knows_it,
         code_0_becomes_minus_1,
         a_system_error_carries_errno_and_its_text,
         errno_is_what_it_was_at_the_panic_whatever_the_defers_did,
