@@ -120,11 +120,6 @@ static bool watch_is_alone(void)
     return count <= __atomic_load_n(&own_threads, __ATOMIC_SEQ_CST) + 1;
 }
 
-void guard_watch_main_ended(void)
-{
-    __atomic_store_n(&watch_main_is_over, 1, __ATOMIC_SEQ_CST);
-    guard_watch_poke();
-}
 
 void guard_own_threads_add(int count)
 {
@@ -194,6 +189,18 @@ int guard_watch_start(void)
     watch_is_running = code == 0;
     guard_own_threads_add(code == 0);
     return code;
+}
+
+/* Where a log's thread is all that is left, nobody else would end the process. */
+void guard_watch_main_ended(void)
+{
+    __atomic_store_n(&watch_main_is_over, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&own_threads, __ATOMIC_SEQ_CST) > 0) {
+        pthread_mutex_lock(&guard_life_lock);
+        guard_watch_start();
+        pthread_mutex_unlock(&guard_life_lock);
+    }
+    guard_watch_poke();
 }
 
 /* The descriptor is shared with the parent, whose watcher must not be poked. */
