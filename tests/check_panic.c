@@ -86,7 +86,7 @@ static void panic_with_message(void *arg)
     case 3:
         guard_panic(1, "");
     case 4:
-        guard_panic(1, LONGEST + 1);
+        guard_panic(1, &LONGEST[1]);
     case 5:
         guard_panic(1, LONGEST);
     case 6:
@@ -107,7 +107,7 @@ static void panic_with_message(void *arg)
 START_TEST(a_message_is_what_printf_makes_of_it_whether_or_not_the_compiler_knows_it)
 {
     static const char *const messages[] = {
-        "plain, with a comma", "a line",     "50% done", "",          LONGEST + 1, LONGEST, "printed",
+        "plain, with a comma", "a line",     "50% done", "",          &LONGEST[1], LONGEST, "printed",
         "one more argument",   "asked once", "one",      "a" TEN "b",
     };
     for (int i = 0; i < (int)(sizeof messages / sizeof *messages); i++) {
