@@ -19,6 +19,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "helgrind.h"
 #include "internal.h"
 
 #define ALONE_LOOK_MS 100
@@ -120,7 +121,6 @@ static bool watch_is_alone(void)
     return count <= __atomic_load_n(&own_threads, __ATOMIC_SEQ_CST) + 1;
 }
 
-
 void guard_own_threads_add(int count)
 {
     __atomic_fetch_add(&own_threads, (uint32_t)count, __ATOMIC_SEQ_CST);
@@ -212,6 +212,9 @@ void guard_watch_forget(void)
     }
     watch_is_running = false;
     watch_next = CLOCK_NEVER;
+    HELGRIND_TAKE(&watch_main_is_over,
+                  sizeof watch_main_is_over); /* the watcher, which reads them, is not in the child */
+    HELGRIND_TAKE(&own_threads, sizeof own_threads);
     watch_main_is_over = 0;
     own_threads = 0;
 }
