@@ -20,7 +20,7 @@
 static __attribute__((noinline)) void unwind_scopes(guard_stack *stack)
 {
     guard_raise_held();
-    while (guard_scope_is_sound(stack, stack->hot.top)) {
+    while (guard_scope_can_run(stack, stack->hot.top)) {
         guard_scope *scope = stack->hot.top;
         uint32_t count = 0;
         for (; scope->head != NULL; count++) {

@@ -206,6 +206,23 @@ static inline bool guard_scope_is_sound(const guard_stack *stack, const guard_sc
 }
 
 /*
+ * What is asked besides before its records are run: the frame may have been written over in part. A scope's records are of its
+ * stack's pool.
+ */
+static inline bool guard_scope_can_run(const guard_stack *stack, const guard_scope *scope)
+{
+    /* Mostly it is one of these: asking the whole pool costs a panic through ten frames a tenth. */
+    if (!guard_scope_is_sound(stack, scope)) {
+        return false;
+    }
+    const guard_pool *pool = &stack->pool;
+    uintptr_t head = (uintptr_t)scope->head;
+    return head - (uintptr_t)pool->first < pool->first_count * sizeof *pool->first || head == 0 ||
+           (pool->chunks != NULL && head - (uintptr_t)pool->chunks->records < sizeof pool->chunks->records) ||
+           guard_scope_is_owner(scope) || guard_pool_holds(pool, scope->head);
+}
+
+/*
  * A walk outwards over the open scopes, which ends at the first that is not sound, and also where a scope that a foreign jump passed lies
  * where a newer one is now, so that the list runs in a circle (Brent's algorithm: `mark` is met again).
  */

@@ -153,7 +153,7 @@ static void orphan_pick_sound(guard_impl_record *record, const orphan_range *ran
     orphan_nearest *nearest = arg;
     guard_scope *scope = record->scope;
     (void)range;
-    if (scope != &nearest->stack->orphans && guard_scope_is_sound(nearest->stack, scope) &&
+    if (scope != &nearest->stack->orphans && guard_scope_can_run(nearest->stack, scope) &&
         (nearest->scope == NULL || (uintptr_t)scope < (uintptr_t)nearest->scope)) {
         nearest->scope = scope;
     }

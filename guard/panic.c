@@ -98,7 +98,7 @@ static inline __attribute__((always_inline)) void panic_run_scopes(guard_stack *
     const guard_scope *inner = NULL;
     while (stack->hot.top != end) {
         guard_scope *scope = stack->hot.top;
-        if (GUARD_IMPL_UNLIKELY(!guard_scope_is_sound(stack, scope))) {
+        if (GUARD_IMPL_UNLIKELY(!guard_scope_can_run(stack, scope))) {
             if (!panic_mend(stack, inner, end)) {
                 return;
             }
