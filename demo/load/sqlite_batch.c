@@ -378,6 +378,7 @@ void sqlite_batch_load(load_target *target, load_job *load)
 {
     batch b = {.target = target, .load = load, .limit = load->options->batch};
     load_totals *totals = load->totals;
+    const char *before = totals->outcome;
     guard_result result;
     guard_outcome outcome;
     do {
@@ -391,6 +392,9 @@ void sqlite_batch_load(load_target *target, load_job *load)
             sqlite_panic_about(
                 "whether the last batch is committed is not known; the same command goes on from what is",
                 &result.error);
+        }
+        if (b.read == 0 && result.error.domain == GUARD_CANCELLED) {
+            totals->outcome = before; /* stopped before it had a row: there is no such batch */
         }
         guard_panic_error(&result.error);
     }
