@@ -20,8 +20,7 @@
  *     foreign key, found by halving alone   0.14  0.20  0.49  0.95  5.4   6.0
  *
  * With the question for foreign keys, 231,083 flights, every 100th with a bad one, take 1.35 of the time of none (median of 8 pairs, taken in
- * turn); one worker 1.01 of psql's \copy, two 0.74, on two cores with other work; how much that varies is in
- * BENCHMARKS.md.
+ * turn). What one worker and two take beside psql's \copy is in BENCHMARKS.md.
  *
  * A staging table would have to tell apart in SQL what every type, constraint and trigger of the table refuses; PostgreSQL 15 has
  * nothing that asks a type without raising its error.
