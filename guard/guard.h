@@ -613,12 +613,12 @@ GUARD_API void guard_impl_border_leave(guard_impl_border *border);
 #endif
 
 /*
- * The object is in memory before what comes behind this; GUARD_IMPL_STORED_FIRST: before `then`, too, is stored. A signal handler that reads
- * the stack must find all of an object that it is led to. They say no more than that: a fence would also make the compiler forget what it
- * has just stored, and it would test again what cannot have changed.
+ * The object is in memory before what comes behind this; GUARD_IMPL_STORED_FIRST: before anything is stored through the pointer, or the
+ * pointer is. A signal handler that reads the stack must find all of an object that it is led to. They say no more than that: a fence would
+ * also make the compiler forget what it has just stored, and it would test again what cannot have changed.
  */
 #define GUARD_IMPL_STORED(object) __asm__ volatile("" : : "m"(object))
-#define GUARD_IMPL_STORED_FIRST(object, then) __asm__ volatile("" : "+m"(then) : "m"(object))
+#define GUARD_IMPL_STORED_FIRST(object, pointer) __asm__ volatile("" : "+r"(pointer) : "m"(object))
 
 #define GUARD_IMPL_LIKELY(x) __builtin_expect(!!(x), 1)
 #define GUARD_IMPL_UNLIKELY(x) __builtin_expect(!!(x), 0)
@@ -693,8 +693,9 @@ static inline guard_scope *guard_impl_open(guard_scope *scope)
     guard_impl_scope_begin(scope, 0);
     scope->outer = stack->top;
     scope->stack = stack;
-    GUARD_IMPL_STORED_FIRST(*scope, stack->top);
-    stack->top = scope;
+    guard_impl_stack_t *at = stack;
+    GUARD_IMPL_STORED_FIRST(*scope, at);
+    at->top = scope;
     GUARD_IMPL_STORED(stack->top);
     return scope;
 }
@@ -735,10 +736,10 @@ static inline __attribute__((always_inline)) void guard_impl_leave(guard_scope *
             fn = record->action.kind->release;
         }
         guard_impl_scope_begin(scope, GUARD_IMPL_SCOPE_LEAVING);
-        GUARD_IMPL_STORED_FIRST(*scope, record->generation);
+        GUARD_IMPL_STORED_FIRST(*scope, record);
         record->generation++;
         record->next = stack->free;
-        GUARD_IMPL_STORED_FIRST(*record, stack->free);
+        GUARD_IMPL_STORED_FIRST(*record, record);
         stack->free = record;
         stack->ran++;
         GUARD_IMPL_PROBE_DEFER(fn, arg, record->place);
@@ -778,7 +779,7 @@ static inline guard_ticket guard_impl_register(guard_scope *scope, guard_fn *fn,
     record->arg = arg;
     record->place = place;
     record->flags = flags;
-    GUARD_IMPL_STORED_FIRST(*record, scope->head);
+    GUARD_IMPL_STORED_FIRST(*record, record);
     scope->head = record;
     GUARD_IMPL_STORED(scope->head);
     ticket.record = record;
