@@ -10,30 +10,15 @@
 #include <guard/guard_sqlite.h>
 #include <guard/tx.h>
 
-#include "database.h"
+#include "sqlite_table.h"
 #include "suite.h"
 
-#define TABLE "CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT UNIQUE)"
-#define COUNT "SELECT count(*) FROM t"
-
-static const char *path;
-static guard_sqlite *db;
-
-static void open_database(guard_scope *s)
-{
-    path = database_new(TABLE);
-    db = guard_sqlite_open(s, path, NULL);
-}
+#define NAMES "CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT UNIQUE)"
 
 static void open_path(void *name)
 {
     GUARD_AUTO(s);
     guard_sqlite_open(s, name, NULL);
-}
-
-static void run_sql(void *sql)
-{
-    guard_sqlite_exec(db, sql);
 }
 
 /* ------------------------------------------------------------------------------------------- connections */
@@ -70,7 +55,7 @@ END_TEST
 START_TEST(the_defaults_check_foreign_keys_and_sync_fully)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     ck_assert_int_eq(guard_sqlite_query_int64(db, "PRAGMA foreign_keys", -1), 1);
     ck_assert_int_eq(guard_sqlite_query_int64(db, "PRAGMA synchronous", -1), 3);
     ck_assert_int_eq(guard_sqlite_query_int64(db, "SELECT id FROM t", -7), -7);
@@ -80,7 +65,7 @@ END_TEST
 START_TEST(options_are_obeyed)
 {
     GUARD_AUTO(s);
-    path = database_new(TABLE);
+    path = database_new(NAMES);
     const guard_sqlite_options wal = {
         .journal = GUARD_SQLITE_WAL, .synchronous = GUARD_SQLITE_SYNC_NORMAL, .flags = GUARD_SQLITE_NO_FOREIGN_KEYS};
     guard_sqlite *first = guard_sqlite_open(s, path, &wal);
@@ -89,10 +74,10 @@ START_TEST(options_are_obeyed)
     ck_assert_int_eq(guard_sqlite_query_int64(first, "SELECT journal_mode = 'wal' FROM pragma_journal_mode", -1), 1);
     const guard_sqlite_options memory = {.journal = GUARD_SQLITE_WAL};
     guard_sqlite *second = guard_sqlite_open(s, ":memory:", &memory);
-    guard_sqlite_exec(second, TABLE);
+    guard_sqlite_exec(second, NAMES);
     const guard_sqlite_options read_only = {.flags = GUARD_SQLITE_READ_ONLY};
     db = guard_sqlite_open(s, path, &read_only);
-    expect_panic(run_sql, (void *)"INSERT INTO t VALUES (1, 'a')", GUARD_SQLITE, SQLITE_READONLY);
+    expect_panic(table_exec, (void *)"INSERT INTO t VALUES (1, 'a')", GUARD_SQLITE, SQLITE_READONLY);
 }
 END_TEST
 
@@ -125,7 +110,7 @@ static void check_unlocked(void)
 START_TEST(closing_with_everything_open_rolls_back_and_leaves_no_lock)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     guard_sqlite_exec(
         db, "CREATE TABLE b(data BLOB); INSERT INTO b VALUES (zeroblob(10)); INSERT INTO t VALUES (1, 'a'), (2, 'b')");
     guard_sqlite *copy = guard_sqlite_open(s, database_beside("copy.db"), NULL);
@@ -176,7 +161,7 @@ START_TEST(a_connection_that_its_transactions_body_closes_is_a_rollback)
     for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
         GUARD_AUTO(s);
         guard_result result;
-        open_database(s);
+        table_open(s, NAMES, NULL);
         guard_outcome outcome = guard_sqlite_transact(db, close_in_body, (void *)&ways[i], NULL, &result);
         ck_assert_msg(outcome == GUARD_ROLLED_BACK, "way %zu: %s %s", i, guard_outcome_name(outcome),
                       result.has_error ? result.error.message : "");
@@ -196,7 +181,7 @@ static void step_it(void *stmt)
 START_TEST(a_statement_of_a_closed_connection_is_misuse)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, COUNT);
     guard_sqlite_close(db);
     expect_panic(step_it, stmt, GUARD_MISUSE, GUARD_MISUSE_STATE);
@@ -217,7 +202,7 @@ static void leave_everything_open(void *arg)
 
 START_TEST(a_panic_closes_everything_in_order_and_leaves_no_lock)
 {
-    path = database_new(TABLE);
+    path = database_new(NAMES);
     const guard_error *error = expect_panic(leave_everything_open, NULL, GUARD_USER, 3);
     ck_assert_uint_eq(error->cause_count, 0);
     check_unlocked();
@@ -233,7 +218,7 @@ static void close_it(void *connection)
 START_TEST(a_raw_blob_of_the_programs_is_told_at_the_close_and_leaves_no_lock)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     sqlite3_blob *blob = NULL;
     guard_sqlite_exec(db, "INSERT INTO t VALUES (1, 'abc')");
     guard_sqlite_begin(s, db, NULL);
@@ -262,7 +247,7 @@ static int allow_commit(void *count)
 
 START_TEST(an_adopted_handle_is_left_as_it_was)
 {
-    path = database_new(TABLE);
+    path = database_new(NAMES);
     sqlite3 *raw = database_raw(path);
     int busy = 0;
     int commits = 0;
@@ -287,7 +272,7 @@ START_TEST(an_adopted_handle_is_left_as_it_was)
     ck_assert(sqlite3_get_autocommit(raw));
     ck_assert_int_eq(database_number_on(raw, "PRAGMA foreign_keys"), 0);
     ck_assert_int_eq(database_number_on(raw, "PRAGMA synchronous"), 0);
-    sqlite3 *other = database_raw(path);
+    other = database_raw(path);
     database_exec(other, "BEGIN EXCLUSIVE");
     ck_assert_int_eq(sqlite3_exec(raw, "INSERT INTO t VALUES (3, 'c')", NULL, NULL, NULL), SQLITE_BUSY);
     ck_assert_int_gt(busy, 0);
@@ -303,17 +288,17 @@ END_TEST
 START_TEST(an_error_says_what_where_and_which_constraint)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     guard_sqlite_exec(db, "INSERT INTO t VALUES (1, 'a')");
-    const guard_error *error = expect_panic(run_sql, (void *)"INSERT INTO t\nVALUES (2, 'a')", GUARD_SQLITE,
+    const guard_error *error = expect_panic(table_exec, (void *)"INSERT INTO t\nVALUES (2, 'a')", GUARD_SQLITE,
                                             SQLITE_CONSTRAINT_UNIQUE);
     ck_assert_str_eq(error->message, "UNIQUE constraint failed: t.name");
     ck_assert_str_eq(error->constraint, "t.name");
     ck_assert_str_eq(error->detail, "INSERT INTO t VALUES (2, 'a')");
-    ck_assert_str_eq(error->file, "check_sqlite.c");
-    ck_assert_str_eq(error->function, "run_sql");
+    ck_assert_str_eq(error->file, "sqlite_table.c"); /* of the call */
+    ck_assert_str_eq(error->function, "table_exec");
     ck_assert_uint_gt(error->line, 0);
-    error = expect_panic(run_sql, (void *)"SELECT * FROM missing", GUARD_SQLITE, SQLITE_ERROR);
+    error = expect_panic(table_exec, (void *)"SELECT * FROM missing", GUARD_SQLITE, SQLITE_ERROR);
     ck_assert_str_eq(error->message, "no such table: missing");
 }
 END_TEST
@@ -335,7 +320,7 @@ static void fail_with_defer(void *arg)
 START_TEST(the_message_is_saved_before_any_defer_runs)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     const guard_error *error = expect_panic(fail_with_defer, NULL, GUARD_SQLITE, SQLITE_ERROR);
     ck_assert_str_eq(error->message, "no such table: missing");
 }
@@ -344,7 +329,7 @@ END_TEST
 START_TEST(values_go_in_and_come_out)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     int length = 0;
     guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "SELECT ?1, ?2, ?3, ?4, ?5, ?6 -- and a comment\n ; ");
     guard_sqlite_bind_int64(stmt, 1, INT64_MIN);
@@ -379,7 +364,7 @@ static void bind_outside(void *stmt)
 START_TEST(a_parameter_that_is_not_there_panics)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     expect_panic(bind_outside, guard_sqlite_prepare(s, db, "SELECT ?1"), GUARD_SQLITE, SQLITE_RANGE);
 }
 END_TEST
@@ -393,7 +378,7 @@ static void prepare_it(void *sql)
 START_TEST(two_statements_or_none_are_misuse_to_prepare)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     expect_panic(prepare_it, (void *)"SELECT 1; SELECT 2", GUARD_MISUSE, GUARD_MISUSE_ARGUMENT);
     expect_panic(prepare_it, (void *)" -- nothing", GUARD_MISUSE, GUARD_MISUSE_ARGUMENT);
     expect_panic(prepare_it, NULL, GUARD_MISUSE, GUARD_MISUSE_ARGUMENT);
@@ -405,7 +390,7 @@ END_TEST
 START_TEST(a_statement_that_failed_can_be_run_again)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "INSERT INTO t VALUES (?1, ?1)");
     guard_sqlite_bind_int64(stmt, 1, 1);
     guard_sqlite_run(stmt);
@@ -421,10 +406,10 @@ END_TEST
 START_TEST(exec_runs_all_statements_up_to_the_first_that_fails)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     guard_sqlite_exec(db, "");
     guard_sqlite_exec(db, "INSERT INTO t VALUES (1, 'a'); SELECT * FROM t; ; INSERT INTO t VALUES (2, 'b') -- end");
-    expect_panic(run_sql,
+    expect_panic(table_exec,
                  (void *)"INSERT INTO t VALUES (3, 'c'); INSERT INTO t VALUES (3, 'd'); INSERT INTO t VALUES (4, 'e')",
                  GUARD_SQLITE, SQLITE_CONSTRAINT_PRIMARYKEY);
     ck_assert_int_eq(database_number(path, COUNT), 3);
@@ -435,7 +420,7 @@ END_TEST
 START_TEST(a_statement_closed_early_is_gone)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, COUNT);
     ck_assert(guard_sqlite_step(stmt));
     guard_sqlite_stmt_close(stmt);
@@ -462,10 +447,10 @@ static int interrupt_once(void *thread)
 START_TEST(another_thread_can_interrupt)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     pthread_t thread = 0;
     sqlite3_progress_handler(guard_sqlite_raw(db), 1000, interrupt_once, &thread);
-    expect_panic(run_sql,
+    expect_panic(table_exec,
                  (void *)"WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c",
                  GUARD_SQLITE, SQLITE_INTERRUPT);
 }

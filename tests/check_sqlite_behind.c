@@ -10,14 +10,10 @@
 #include <guard/guard_sqlite.h>
 #include <guard/tx.h>
 
-#include "database.h"
+#include "calls.h"
 #include "fault_vfs.h"
+#include "sqlite_table.h"
 #include "suite.h"
-
-#define COUNT "SELECT count(*) FROM t"
-
-static guard_sqlite *db;
-static const char *path;
 
 static void open_database(guard_scope *scope, const guard_sqlite_options *options)
 {
@@ -25,16 +21,6 @@ static void open_database(guard_scope *scope, const guard_sqlite_options *option
     if (scope != NULL) {
         db = guard_sqlite_open(scope, path, options);
     }
-}
-
-static void run_sql(void *sql)
-{
-    guard_sqlite_exec(db, sql);
-}
-
-static void commit_it(void *tx)
-{
-    guard_tx_commit(tx);
 }
 
 /* Begins, inserts row 1 through the guard, then runs `sql` behind its back. */
@@ -51,8 +37,8 @@ START_TEST(a_transaction_that_was_replaced_by_another_is_never_told_as_committed
     GUARD_AUTO(s);
     open_database(s, NULL);
     guard_tx *tx = begin_and_go_behind(s, "ROLLBACK; BEGIN; INSERT INTO t(id) VALUES (2)");
-    expect_panic(run_sql, (void *)"INSERT INTO t(id) VALUES (3)", GUARD_TX, GUARD_TX_OVER);
-    expect_panic(commit_it, tx, GUARD_TX, GUARD_TX_ROLLED_BACK);
+    expect_panic(table_exec, (void *)"INSERT INTO t(id) VALUES (3)", GUARD_TX, GUARD_TX_OVER);
+    expect_panic(call_commit, tx, GUARD_TX, GUARD_TX_ROLLED_BACK);
     ck_assert_int_eq(guard_tx_outcome(tx), GUARD_ROLLED_BACK);
     /* The other one is the program's own, to be ended as it likes. */
     ck_assert_int_eq(sqlite3_get_autocommit(guard_sqlite_raw(db)), 0);
@@ -71,11 +57,11 @@ START_TEST(a_transaction_that_sqlite_took_back_and_another_replaced_is_rolled_ba
         db = adopted ? guard_sqlite_adopt(s, raw, NULL) : guard_sqlite_open(s, path, NULL);
         guard_tx *tx = guard_sqlite_begin(s, db, NULL);
         guard_sqlite_exec(db, "INSERT INTO t(id) VALUES (1)");
-        expect_panic(run_sql, (void *)"INSERT OR ROLLBACK INTO t(id) VALUES (1)", GUARD_SQLITE,
+        expect_panic(table_exec, (void *)"INSERT OR ROLLBACK INTO t(id) VALUES (1)", GUARD_SQLITE,
                      SQLITE_CONSTRAINT_PRIMARYKEY);
         database_exec(guard_sqlite_raw(db), "BEGIN");
-        expect_panic(run_sql, (void *)"INSERT INTO t(id) VALUES (4)", GUARD_TX, GUARD_TX_OVER);
-        expect_panic(commit_it, tx, GUARD_SQLITE, SQLITE_CONSTRAINT_PRIMARYKEY);
+        expect_panic(table_exec, (void *)"INSERT INTO t(id) VALUES (4)", GUARD_TX, GUARD_TX_OVER);
+        expect_panic(call_commit, tx, GUARD_SQLITE, SQLITE_CONSTRAINT_PRIMARYKEY);
         ck_assert_int_eq(guard_tx_outcome(tx), GUARD_ROLLED_BACK);
         database_exec(guard_sqlite_raw(db), "ROLLBACK");
         guard_sqlite_close(db);
@@ -174,7 +160,7 @@ START_TEST(a_byte_order_mark_does_not_hide_a_commit)
     GUARD_AUTO(s);
     open_database(s, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
-    expect_panic(run_sql, (void *)"\xEF\xBB\xBF COMMIT", GUARD_MISUSE, GUARD_MISUSE_STATE);
+    expect_panic(table_exec, (void *)"\xEF\xBB\xBF COMMIT", GUARD_MISUSE, GUARD_MISUSE_STATE);
     guard_tx_rollback(tx);
 }
 END_TEST
@@ -345,7 +331,7 @@ START_TEST(a_raw_writable_blob_keeps_a_transaction_from_committing)
     guard_tx *tx = guard_sqlite_begin(s, db, &options);
     ck_assert_int_eq(sqlite3_blob_open(guard_sqlite_raw(db), "main", "t", "data", 1, 1, &blob), SQLITE_OK);
     ck_assert_int_eq(sqlite3_blob_write(blob, "x", 1, 0), SQLITE_OK);
-    expect_panic(commit_it, tx, GUARD_SQLITE, SQLITE_BUSY);
+    expect_panic(call_commit, tx, GUARD_SQLITE, SQLITE_BUSY);
     ck_assert_int_eq(guard_tx_outcome(tx), GUARD_ROLLED_BACK);
     ck_assert_int_ne(sqlite3_blob_write(blob, "y", 1, 1), SQLITE_OK);
     sqlite3_blob_close(blob);
@@ -377,8 +363,8 @@ START_TEST(a_wal_file_and_one_with_a_journal_are_not_taken_for_one)
     for (unsigned long n = 1; hit; n++) {
         GUARD_AUTO(s);
         open_database(s, &options);
-        const char *other = database_beside("other.db");
-        snprintf(sql, sizeof(sql), "ATTACH '%s' AS other; CREATE TABLE other.u(id)", other);
+        const char *beside = database_beside("other.db");
+        snprintf(sql, sizeof(sql), "ATTACH '%s' AS other; CREATE TABLE other.u(id)", beside);
         guard_sqlite_exec(db, sql);
         guard_sqlite_marker_install(db);
         fault_vfs_arm(FAULT_WRITE | FAULT_SYNC | FAULT_DELETE, n % 2 == 0 ? FAULT_ERROR : FAULT_DONE, (n + 1) / 2,
@@ -388,7 +374,7 @@ START_TEST(a_wal_file_and_one_with_a_journal_are_not_taken_for_one)
         fault_vfs_disarm();
         guard_sqlite_close(db);
         long long here = database_number(path, COUNT);
-        long long there = database_number(other, "SELECT count(*) FROM u");
+        long long there = database_number(beside, "SELECT count(*) FROM u");
         differed += here != there;
         ck_assert_msg(outcome == GUARD_IN_DOUBT || (here == there && here == (outcome == GUARD_COMMITTED)),
                       "n %lu (%s): told %s, found %lld and %lld", n, fault_vfs_hit_name(), guard_outcome_name(outcome),
@@ -529,12 +515,12 @@ START_TEST(a_trigger_that_rolls_back_ends_every_level_and_says_so)
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     guard_sqlite_exec(db, "INSERT INTO t(id) VALUES (1)");
     guard_tx *part = guard_tx_begin_nested(s, tx);
-    expect_panic(run_sql, (void *)"INSERT INTO t(id) VALUES (13)", GUARD_SQLITE, SQLITE_CONSTRAINT_TRIGGER);
-    expect_panic(run_sql, (void *)"INSERT INTO t(id) VALUES (2)", GUARD_TX, GUARD_TX_OVER);
+    expect_panic(table_exec, (void *)"INSERT INTO t(id) VALUES (13)", GUARD_SQLITE, SQLITE_CONSTRAINT_TRIGGER);
+    expect_panic(table_exec, (void *)"INSERT INTO t(id) VALUES (2)", GUARD_TX, GUARD_TX_OVER);
     ck_assert_int_eq(guard_tx_outcome(part), GUARD_ROLLED_BACK);
     ck_assert_int_eq(guard_tx_outcome(tx), GUARD_ROLLED_BACK);
     guard_tx_rollback(part);
-    expect_panic(commit_it, tx, GUARD_SQLITE, SQLITE_CONSTRAINT_TRIGGER);
+    expect_panic(call_commit, tx, GUARD_SQLITE, SQLITE_CONSTRAINT_TRIGGER);
     ck_assert_int_eq(database_number(path, COUNT), 0);
 }
 END_TEST

@@ -9,40 +9,8 @@
 #include <guard/guard_sqlite.h>
 #include <guard/tx.h>
 
-#include "database.h"
+#include "sqlite_table.h"
 #include "suite.h"
-
-#define TABLE "CREATE TABLE t(id INTEGER PRIMARY KEY)"
-#define COUNT "SELECT count(*) FROM t"
-
-static const char *path;
-static guard_sqlite *db;
-static sqlite3 *other; /* somebody else's connection */
-
-static void open_database(guard_scope *s, const guard_sqlite_options *options)
-{
-    path = database_new(TABLE);
-    db = guard_sqlite_open(s, path, options);
-    other = database_raw(path);
-}
-
-static void run_sql(void *sql)
-{
-    guard_sqlite_exec(db, sql);
-}
-
-static void begin_with(void *options)
-{
-    GUARD_AUTO(s);
-    guard_sqlite_begin(s, db, options);
-}
-
-static void insert_one(guard_tx *tx, void *arg)
-{
-    (void)tx;
-    (void)arg;
-    guard_sqlite_exec(db, "INSERT INTO t VALUES (1)");
-}
 
 /* ---------------------------------------------------------------------- 40 */
 
@@ -50,16 +18,16 @@ START_TEST(busy_at_begin_waits_to_the_deadline_and_says_what_to_do)
 {
     GUARD_AUTO(s);
     guard_sqlite_tx_options options = {.busy_ms = 60};
-    open_database(s, NULL);
+    table_open_beside_other(s, NULL);
     database_exec(other, "BEGIN IMMEDIATE");
     int64_t started = now_ms();
-    const guard_error *error = expect_panic(begin_with, &options, GUARD_SQLITE, SQLITE_BUSY);
+    const guard_error *error = expect_panic(table_begin, &options, GUARD_SQLITE, SQLITE_BUSY);
     ck_assert_int_ge(now_ms() - started, 60);
     ck_assert_str_eq(error->message, "database is locked");
     ck_assert_str_eq(error->hint, "another connection held it for 60 ms: raise busy_ms, or end it");
-    ck_assert_str_eq(error->file, "check_sqlite_busy.c");
+    ck_assert_str_eq(error->file, "sqlite_table.c"); /* of the call */
     database_exec(other, "COMMIT");
-    ck_assert_int_eq(guard_sqlite_transact(db, insert_one, NULL, &options, NULL), GUARD_COMMITTED);
+    ck_assert_int_eq(guard_sqlite_transact(db, table_insert_one, NULL, &options, NULL), GUARD_COMMITTED);
     sqlite3_close(other);
 }
 END_TEST
@@ -67,17 +35,17 @@ END_TEST
 START_TEST(busy_at_begin_on_an_adopted_handle_waits_as_long)
 {
     GUARD_AUTO(s);
-    open_database(s, NULL);
+    table_open_beside_other(s, NULL);
     sqlite3 *raw = database_raw(path);
     sqlite3_busy_timeout(raw, 0);
     const guard_sqlite_options options = {.busy_ms = 60};
     db = guard_sqlite_adopt(s, raw, &options);
     database_exec(other, "BEGIN IMMEDIATE");
     int64_t started = now_ms();
-    expect_panic(begin_with, NULL, GUARD_SQLITE, SQLITE_BUSY);
+    expect_panic(table_begin, NULL, GUARD_SQLITE, SQLITE_BUSY);
     ck_assert_int_ge(now_ms() - started, 60);
     started = now_ms();
-    expect_panic(run_sql, (void *)"INSERT INTO t VALUES (1)", GUARD_SQLITE, SQLITE_BUSY);
+    expect_panic(table_exec, (void *)"INSERT INTO t VALUES (1)", GUARD_SQLITE, SQLITE_BUSY);
     ck_assert_int_ge(now_ms() - started, 60);
     guard_sqlite_close(db);
     sqlite3_close(raw);
@@ -89,7 +57,7 @@ START_TEST(an_upgrade_from_reading_to_writing_against_a_writer_fails_at_once)
 {
     GUARD_AUTO(s);
     const guard_sqlite_tx_options deferred = {.mode = GUARD_SQLITE_DEFERRED};
-    open_database(s, &(guard_sqlite_options){.busy_ms = 60000});
+    table_open_beside_other(s, &(guard_sqlite_options){.busy_ms = 60000});
     guard_tx *tx = guard_sqlite_begin(s, db, &deferred);
     ck_assert_int_eq(guard_sqlite_query_int64(db, COUNT, -1), 0);
     database_exec(other, "BEGIN IMMEDIATE; INSERT INTO t VALUES (9)");
@@ -97,7 +65,7 @@ START_TEST(an_upgrade_from_reading_to_writing_against_a_writer_fails_at_once)
     sqlite3_busy_timeout(other, 0);
     ck_assert_int_eq(sqlite3_exec(other, "COMMIT", NULL, NULL, NULL), SQLITE_BUSY);
     int64_t started = now_ms();
-    expect_panic(run_sql, (void *)"INSERT INTO t VALUES (1)", GUARD_SQLITE, SQLITE_BUSY);
+    expect_panic(table_exec, (void *)"INSERT INTO t VALUES (1)", GUARD_SQLITE, SQLITE_BUSY);
     ck_assert_int_lt(now_ms() - started, 20000);
     guard_tx_rollback(tx);
     database_exec(other, "COMMIT");
@@ -144,7 +112,7 @@ START_TEST(a_stale_snapshot_reruns_the_whole_body)
     const guard_sqlite_tx_options deferred = {.mode = GUARD_SQLITE_DEFERRED};
     snapshot test = {.writes = 2};
     guard_result result;
-    open_database(s, &wal);
+    table_open_beside_other(s, &wal);
     ck_assert_int_eq(guard_sqlite_transact(db, read_then_write, &test, &deferred, &result), GUARD_COMMITTED);
     ck_assert_uint_eq(result.attempts, 3);
     ck_assert_int_eq(test.runs, 3);
@@ -160,7 +128,7 @@ START_TEST(a_stale_snapshot_in_a_nested_part_reruns_from_the_outermost)
     const guard_sqlite_tx_options deferred = {.mode = GUARD_SQLITE_DEFERRED};
     snapshot test = {.writes = 1, .nested = 1};
     guard_result result;
-    open_database(s, &wal);
+    table_open_beside_other(s, &wal);
     ck_assert_int_eq(guard_sqlite_transact(db, read_then_write, &test, &deferred, &result), GUARD_COMMITTED);
     ck_assert_uint_eq(result.attempts, 2);
     ck_assert_int_eq(database_number(path, COUNT), 2);
@@ -174,7 +142,7 @@ START_TEST(reruns_are_counted_and_end)
     const guard_sqlite_tx_options deferred = {.mode = GUARD_SQLITE_DEFERRED, .tx = {.attempts = 2}};
     snapshot test = {.writes = 100};
     guard_result result;
-    open_database(s, &wal);
+    table_open_beside_other(s, &wal);
     ck_assert_int_eq(guard_sqlite_transact(db, read_then_write, &test, &deferred, &result), GUARD_ROLLED_BACK);
     ck_assert_uint_eq(result.attempts, 2);
     ck_assert_int_eq(result.error.code, SQLITE_BUSY_SNAPSHOT);
@@ -183,19 +151,12 @@ START_TEST(reruns_are_counted_and_end)
 }
 END_TEST
 
-static void fail_once(guard_tx *tx, void *runs)
-{
-    (void)tx;
-    ++*(int *)runs;
-    guard_sqlite_exec(db, "INSERT INTO t VALUES (1), (1)");
-}
-
 START_TEST(no_other_error_reruns_the_body)
 {
     GUARD_AUTO(s);
     int runs = 0;
-    open_database(s, NULL);
-    ck_assert_int_eq(guard_sqlite_transact(db, fail_once, &runs, NULL, NULL), GUARD_ROLLED_BACK);
+    table_open_beside_other(s, NULL);
+    ck_assert_int_eq(guard_sqlite_transact(db, table_insert_twice, &runs, NULL, NULL), GUARD_ROLLED_BACK);
     ck_assert_int_eq(runs, 1);
     sqlite3_close(other);
 }
@@ -212,7 +173,7 @@ START_TEST(a_locked_table_in_a_shared_cache_is_waited_for)
     guard_tx *tx = guard_sqlite_begin(s, writer, NULL);
     guard_sqlite_exec(writer, "INSERT INTO t VALUES (1)");
     int64_t started = now_ms();
-    const guard_error *error = expect_panic(begin_with, NULL, GUARD_SQLITE, SQLITE_LOCKED_SHAREDCACHE);
+    const guard_error *error = expect_panic(table_begin, NULL, GUARD_SQLITE, SQLITE_LOCKED_SHAREDCACHE);
     ck_assert_int_ge(now_ms() - started, 60);
     ck_assert_msg(error->hint[0] != '\0', "no hint");
     guard_tx_commit(tx);
@@ -228,12 +189,12 @@ START_TEST(busy_at_commit_keeps_the_transaction_until_the_deadline_then_rolls_ba
     const guard_sqlite_tx_options options = {.commit_ms = 60};
     sqlite3_stmt *reader;
     guard_result result;
-    open_database(s, NULL);
+    table_open_beside_other(s, NULL);
     database_exec(other, "INSERT INTO t VALUES (8), (9)");
     sqlite3_prepare_v2(other, "SELECT id FROM t", -1, &reader, NULL);
     ck_assert_int_eq(sqlite3_step(reader), SQLITE_ROW);
     int64_t started = now_ms();
-    ck_assert_int_eq(guard_sqlite_transact(db, insert_one, NULL, &options, &result), GUARD_ROLLED_BACK);
+    ck_assert_int_eq(guard_sqlite_transact(db, table_insert_one, NULL, &options, &result), GUARD_ROLLED_BACK);
     ck_assert_int_ge(now_ms() - started, 60);
     ck_assert_int_eq(result.error.code, SQLITE_BUSY);
     ck_assert_str_eq(result.error.hint, "other connections used it for 60 ms: raise commit_ms");
@@ -262,14 +223,14 @@ START_TEST(a_commit_that_waits_for_a_reader_commits_when_that_is_done)
     sqlite3_stmt *reader;
     guard_result result;
     pthread_t thread;
-    open_database(s, NULL);
+    table_open_beside_other(s, NULL);
     database_exec(other, "INSERT INTO t VALUES (8), (9)");
     sqlite3_prepare_v2(other, "SELECT id FROM t", -1, &reader, NULL);
     ck_assert_int_eq(sqlite3_step(reader), SQLITE_ROW);
     third = database_raw(path);
     sqlite3_busy_timeout(third, 0);
     ck_assert_int_eq(pthread_create(&thread, NULL, end_reading, reader), 0);
-    guard_outcome outcome = guard_sqlite_transact(db, insert_one, NULL, NULL, &result);
+    guard_outcome outcome = guard_sqlite_transact(db, table_insert_one, NULL, NULL, &result);
     ck_assert_msg(outcome == GUARD_COMMITTED, "%s: %s", guard_outcome_name(outcome), result.error.message);
     pthread_join(thread, NULL);
     ck_assert_int_eq(database_number(path, COUNT), 3);

@@ -11,26 +11,11 @@
 #include <guard/guard_sqlite.h>
 #include <guard/tx.h>
 
-#include "database.h"
+#include "sqlite_table.h"
 #include "suite.h"
 #include "trace.h"
 
-#define TABLE "CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT); INSERT INTO t VALUES (1, 'b'), (2, 'a'), (3, 'c')"
-#define COUNT "SELECT count(*) FROM t"
-
-static const char *path;
-static guard_sqlite *db;
-
-static void open_database(guard_scope *s)
-{
-    path = database_new(TABLE);
-    db = guard_sqlite_open(s, path, NULL);
-}
-
-static void run_sql(void *sql)
-{
-    guard_sqlite_exec(db, sql);
-}
+#define NAMES "CREATE TABLE t(id INTEGER PRIMARY KEY, name TEXT); INSERT INTO t VALUES (1, 'b'), (2, 'a'), (3, 'c')"
 
 /* Nothing is pending in the connection, and others can write. */
 static void check_free(void)
@@ -60,14 +45,14 @@ static void twice(sqlite3_context *context, int count, sqlite3_value **values, v
 START_TEST(a_panic_in_a_user_function_is_raised_after_sqlite_returned)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     guard_sqlite_function(db, "twice", 1, SQLITE_UTF8, twice, (void *)"twice");
     ck_assert_int_eq(guard_sqlite_query_int64(db, "SELECT twice(21)", 0), 42);
-    const guard_error *error = expect_panic(run_sql, (void *)"SELECT twice(id) FROM t", GUARD_USER, 46);
+    const guard_error *error = expect_panic(table_exec, (void *)"SELECT twice(id) FROM t", GUARD_USER, 46);
     ck_assert_str_eq(error->message, "twice does not double 2");
     ck_assert_str_eq(error->function, "twice");
     check_free();
-    expect_panic(run_sql, (void *)"UPDATE t SET id = twice(id) + 10", GUARD_USER, 46);
+    expect_panic(table_exec, (void *)"UPDATE t SET id = twice(id) + 10", GUARD_USER, 46);
     ck_assert_int_eq(database_number(path, "SELECT max(id) FROM t"), 3);
     check_free();
     trace_expect("panic, panic");
@@ -77,7 +62,7 @@ END_TEST
 START_TEST(a_panic_in_a_user_function_rolls_a_transaction_back)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     guard_sqlite_function(db, "twice", 1, SQLITE_UTF8, twice, (void *)"twice");
     guard_sqlite_exec(db, "CREATE TABLE log(id)");
     guard_error error;
@@ -103,7 +88,7 @@ static void note_trace(const char *text)
 START_TEST(a_panic_in_a_statement_of_the_raw_handle_is_noted_and_dropped)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     guard_note_handler(note_trace);
     guard_sqlite_function(db, "twice", 1, SQLITE_UTF8, twice, (void *)"twice");
     int rc = sqlite3_exec(guard_sqlite_raw(db), "SELECT twice(2)", NULL, NULL, NULL);
@@ -125,14 +110,14 @@ static void count_and_catch(sqlite3_context *context, int count, sqlite3_value *
     (void)values;
     (void)arg;
     guard_error error;
-    int told = guard_run(run_sql, (void *)"SELECT twice(2)", &error);
+    int told = guard_run(table_exec, (void *)"SELECT twice(2)", &error);
     sqlite3_result_int64(context, told * 100 + guard_sqlite_query_int64(db, COUNT, -1));
 }
 
 START_TEST(a_function_may_use_the_connection_and_handle_a_panic_of_its_own)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     guard_sqlite_function(db, "twice", 1, SQLITE_UTF8, twice, (void *)"twice");
     guard_sqlite_function(db, "inside", 0, SQLITE_UTF8, count_and_catch, NULL);
     ck_assert_int_eq(guard_sqlite_query_int64(db, "SELECT inside()", 0), 4603);
@@ -165,13 +150,13 @@ static void sum_final(sqlite3_context *context, void *state, void *arg)
 START_TEST(a_panic_in_an_aggregate_is_raised_and_its_final_is_not_run)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     guard_sqlite_aggregate(db, "my_sum", 1, SQLITE_UTF8, sizeof(sum), sum_step, sum_final, NULL);
     ck_assert_int_eq(guard_sqlite_query_int64(db, "SELECT my_sum(id) FROM t", 0), 6);
     ck_assert_int_eq(guard_sqlite_query_int64(db, "SELECT my_sum(id) FROM t WHERE id > 5", -1), 0);
     trace_expect("final, final");
     guard_sqlite_exec(db, "INSERT INTO t VALUES (99, 'z')");
-    expect_panic(run_sql, (void *)"SELECT my_sum(id) FROM t", GUARD_USER, 9);
+    expect_panic(table_exec, (void *)"SELECT my_sum(id) FROM t", GUARD_USER, 9);
     trace_expect("");
     check_free();
 }
@@ -190,14 +175,14 @@ static int compare_or_panic(void *arg, int a_length, const void *a, int b_length
 START_TEST(a_panic_in_a_collation_is_raised_and_its_transaction_taken_back)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     int fail = 0;
     guard_error error;
     guard_sqlite_collation(db, "mine", compare_or_panic, &fail);
     guard_sqlite_exec(db, "CREATE INDEX by_name ON t(name COLLATE mine)");
     ck_assert_int_eq(guard_sqlite_query_int64(db, "SELECT id FROM t ORDER BY name COLLATE mine LIMIT 1", 0), 2);
     fail = 1;
-    expect_panic(run_sql, (void *)"SELECT id FROM t ORDER BY name COLLATE mine, id DESC", GUARD_USER, 8);
+    expect_panic(table_exec, (void *)"SELECT id FROM t ORDER BY name COLLATE mine, id DESC", GUARD_USER, 8);
     GUARD_TRY(&error)
     {
         GUARD_AUTO(inner);
@@ -240,7 +225,7 @@ static int stop_at_two(void *arg, int columns, char **texts, char **names)
 START_TEST(a_panic_in_an_exec_callback_is_raised_and_leaks_no_statement)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     const guard_error *error = expect_panic(exec_rows, (void *)"2", GUARD_USER, 3);
     ck_assert_str_eq(error->message, "not 2");
     trace_expect("id 1, id 2");
@@ -265,9 +250,9 @@ START_TEST(after_a_panic_in_a_function_other_threads_go_on)
 {
     GUARD_AUTO(s);
     pthread_t thread;
-    open_database(s);
+    table_open(s, NAMES, NULL);
     guard_sqlite_function(db, "twice", 1, SQLITE_UTF8, twice, (void *)"twice");
-    expect_panic(run_sql, (void *)"SELECT twice(id) FROM t", GUARD_USER, 46);
+    expect_panic(table_exec, (void *)"SELECT twice(id) FROM t", GUARD_USER, 46);
     /* The same connection: its mutex is not held. Another one: no lock is. */
     ck_assert_int_eq(pthread_create(&thread, NULL, write_elsewhere, guard_sqlite_raw(db)), 0);
     pthread_join(thread, NULL);
@@ -277,7 +262,7 @@ END_TEST
 
 START_TEST(functions_of_an_adopted_handle_end_with_the_guard)
 {
-    path = database_new(TABLE);
+    path = database_new(NAMES);
     sqlite3 *raw = database_raw(path);
     sqlite3_stmt *stmt;
     {
@@ -313,11 +298,11 @@ static void add_bad_function(void *arg)
 START_TEST(a_function_that_sqlite_refuses_panics_and_leaks_nothing)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     expect_panic(add_bad_function, NULL, GUARD_SQLITE, SQLITE_MISUSE);
     guard_sqlite_function(db, "twice", 1, SQLITE_UTF8, twice, (void *)"first");
     guard_sqlite_function(db, "twice", 1, SQLITE_UTF8, twice, (void *)"second");
-    const guard_error *error = expect_panic(run_sql, (void *)"SELECT twice(2)", GUARD_USER, 46);
+    const guard_error *error = expect_panic(table_exec, (void *)"SELECT twice(2)", GUARD_USER, 46);
     ck_assert_str_eq(error->message, "second does not double 2");
 }
 END_TEST
@@ -345,7 +330,7 @@ static void step_running(void *arg)
 START_TEST(closing_what_called_a_function_inside_it_is_misuse)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     guard_sqlite_function(db, "closing", 1, SQLITE_UTF8, close_something, NULL);
     running = guard_sqlite_prepare(s, db, "SELECT closing(?1)");
     for (int what = 1; what <= 2; what++) {
@@ -380,7 +365,7 @@ START_TEST(a_blob_is_read_and_written_in_place_and_ends_with_its_scope)
 {
     GUARD_AUTO(s);
     char data[11] = "";
-    open_database(s);
+    table_open(s, NAMES, NULL);
     guard_sqlite_exec(db, "CREATE TABLE b(data BLOB); INSERT INTO b VALUES (x'30313233343536373839')");
     {
         GUARD_AUTO(inner);
@@ -405,7 +390,7 @@ END_TEST
 START_TEST(what_a_blob_wrote_is_taken_back_with_its_transaction)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, NAMES, NULL);
     guard_sqlite_exec(db, "CREATE TABLE b(data BLOB); INSERT INTO b VALUES (zeroblob(4))");
     {
         GUARD_AUTO(inner);
@@ -422,7 +407,7 @@ END_TEST
 
 static guard_sqlite *fill_source(guard_scope *s)
 {
-    open_database(s);
+    table_open(s, NAMES, NULL);
     guard_sqlite_exec(
         db, "CREATE TABLE big(data BLOB); INSERT INTO big SELECT zeroblob(3000) FROM t, t AS u, t AS v, t AS w");
     sqlite3 *raw = database_raw(database_beside("copy.db"));
@@ -475,7 +460,7 @@ START_TEST(a_backup_of_a_busy_database_waits_to_the_deadline)
 {
     GUARD_AUTO(s);
     guard_sqlite *copy = fill_source(s);
-    sqlite3 *other = database_raw(path);
+    other = database_raw(path);
     database_exec(other, "BEGIN EXCLUSIVE");
     guard_sqlite_backup *backup = guard_sqlite_backup_open(s, copy, db);
     expect_panic(finish_it, backup, GUARD_SQLITE, SQLITE_BUSY);

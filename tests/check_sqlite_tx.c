@@ -10,61 +10,18 @@
 #include <guard/guard_sqlite.h>
 #include <guard/tx.h>
 
-#include "database.h"
+#include "calls.h"
+#include "sqlite_table.h"
 #include "suite.h"
 
-#define TABLE "CREATE TABLE t(id INTEGER PRIMARY KEY)"
-#define COUNT "SELECT count(*) FROM t"
-
-static const char *path;
-static guard_sqlite *db;
-static sqlite3 *other; /* somebody else's connection */
-
-static void open_database(guard_scope *s, const guard_sqlite_options *options)
-{
-    path = database_new(TABLE);
-    db = guard_sqlite_open(s, path, options);
-    other = database_raw(path);
-}
-
-static void run_sql(void *sql)
-{
-    guard_sqlite_exec(db, sql);
-}
-
-static void commit_it(void *tx)
-{
-    guard_tx_commit(tx);
-}
-
-static void begin_with(void *options)
-{
-    GUARD_AUTO(s);
-    guard_sqlite_begin(s, db, options);
-}
-
-static void insert_one(guard_tx *tx, void *arg)
-{
-    (void)tx;
-    (void)arg;
-    guard_sqlite_exec(db, "INSERT INTO t VALUES (1)");
-}
-
 static const guard_sqlite_options wal = {.journal = GUARD_SQLITE_WAL};
-
-static void fail_once(guard_tx *tx, void *runs)
-{
-    (void)tx;
-    ++*(int *)runs;
-    guard_sqlite_exec(db, "INSERT INTO t VALUES (1), (1)");
-}
 
 /* ---------------------------------------------------------------------- 42 */
 
 START_TEST(an_insert_returning_that_is_pending_at_commit_is_reset_and_kept)
 {
     GUARD_AUTO(s);
-    open_database(s, NULL);
+    table_open_beside_other(s, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "INSERT INTO t VALUES (1), (2), (3) RETURNING id");
     ck_assert(guard_sqlite_step(stmt));
@@ -79,7 +36,7 @@ END_TEST
 START_TEST(an_insert_returning_that_is_pending_at_a_release_is_reset_and_kept)
 {
     GUARD_AUTO(s);
-    open_database(s, NULL);
+    table_open_beside_other(s, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     guard_tx *nested = guard_tx_begin_nested(s, tx);
     guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "INSERT INTO t VALUES (1), (2), (3) RETURNING id");
@@ -94,7 +51,7 @@ END_TEST
 START_TEST(a_select_that_is_pending_at_commit_is_noted)
 {
     GUARD_AUTO(s);
-    open_database(s, &wal);
+    table_open_beside_other(s, &wal);
     guard_sqlite_exec(db, "INSERT INTO t VALUES (1), (2)");
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "SELECT id FROM t");
@@ -116,7 +73,7 @@ START_TEST(a_raw_select_that_is_pending_at_commit_is_noted)
 {
     GUARD_AUTO(s);
     sqlite3_stmt *stmt;
-    open_database(s, &wal);
+    table_open_beside_other(s, &wal);
     guard_sqlite_exec(db, "INSERT INTO t VALUES (1), (2)");
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     ck_assert_int_eq(sqlite3_prepare_v2(guard_sqlite_raw(db), "SELECT id FROM t", -1, &stmt, NULL), SQLITE_OK);
@@ -131,7 +88,7 @@ END_TEST
 START_TEST(a_statement_stepped_by_its_raw_handle_at_commit_is_noted)
 {
     GUARD_AUTO(s);
-    open_database(s, &wal);
+    table_open_beside_other(s, &wal);
     guard_sqlite_exec(db, "INSERT INTO t VALUES (1), (2)");
     guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "SELECT id FROM t");
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
@@ -145,7 +102,7 @@ END_TEST
 START_TEST(a_blob_that_is_open_at_commit_is_noted)
 {
     GUARD_AUTO(s);
-    open_database(s, &wal);
+    table_open_beside_other(s, &wal);
     guard_sqlite_exec(db, "CREATE TABLE picture (data BLOB); INSERT INTO picture VALUES (zeroblob(10))");
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     guard_sqlite_blob_open(s, db, "picture", "data", 1, 0);
@@ -167,7 +124,7 @@ START_TEST(beginning_on_a_closed_scope_begins_nothing)
 {
     GUARD_AUTO(s);
     guard_scope closed;
-    open_database(s, NULL);
+    table_open_beside_other(s, NULL);
     guard_scope_open(&closed);
     guard_scope_close(&closed);
     guard_misuse_handler(count_misuse);
@@ -185,7 +142,7 @@ END_TEST
 
 static void open_with_deferred_key(guard_scope *s)
 {
-    open_database(s, NULL);
+    table_open_beside_other(s, NULL);
     guard_sqlite_exec(db, "CREATE TABLE child(parent INTEGER REFERENCES t(id) DEFERRABLE INITIALLY DEFERRED)");
 }
 
@@ -195,7 +152,7 @@ START_TEST(a_deferred_constraint_at_commit_leaves_the_transaction_open_and_menda
     open_with_deferred_key(s);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     guard_sqlite_exec(db, "INSERT INTO child VALUES (5)");
-    expect_panic(commit_it, tx, GUARD_SQLITE, SQLITE_CONSTRAINT_FOREIGNKEY);
+    expect_panic(call_commit, tx, GUARD_SQLITE, SQLITE_CONSTRAINT_FOREIGNKEY);
     ck_assert_int_eq(guard_tx_outcome(tx), GUARD_OPEN);
     ck_assert(!sqlite3_get_autocommit(guard_sqlite_raw(db)));
     guard_sqlite_exec(db, "INSERT INTO t VALUES (5)");
@@ -222,7 +179,7 @@ START_TEST(a_deferred_constraint_that_is_not_mended_rolls_back)
     ck_assert_int_eq(guard_sqlite_transact(db, insert_orphan, NULL, NULL, &result), GUARD_ROLLED_BACK);
     ck_assert_int_eq(result.error.code, SQLITE_CONSTRAINT_FOREIGNKEY);
     ck_assert_int_eq(database_number(path, "SELECT count(*) FROM child"), 0);
-    ck_assert_int_eq(guard_sqlite_transact(db, insert_one, NULL, NULL, NULL), GUARD_COMMITTED);
+    ck_assert_int_eq(guard_sqlite_transact(db, table_insert_one, NULL, NULL, NULL), GUARD_COMMITTED);
     sqlite3_close(other);
 }
 END_TEST
@@ -237,9 +194,9 @@ START_TEST(a_commit_hook_that_refuses_is_a_rollback)
 {
     GUARD_AUTO(s);
     guard_result result;
-    open_database(s, NULL);
+    table_open_beside_other(s, NULL);
     sqlite3_commit_hook(guard_sqlite_raw(db), refuse_commit, NULL);
-    ck_assert_int_eq(guard_sqlite_transact(db, insert_one, NULL, NULL, &result), GUARD_ROLLED_BACK);
+    ck_assert_int_eq(guard_sqlite_transact(db, table_insert_one, NULL, NULL, &result), GUARD_ROLLED_BACK);
     ck_assert_int_eq(result.error.code, SQLITE_CONSTRAINT_COMMITHOOK);
     ck_assert_int_eq(database_number(path, COUNT), 0);
     sqlite3_close(other);
@@ -268,13 +225,14 @@ static void check_automatic_rollback(guard_scope *s, const char *sql, int code)
         guard_tx *nested = guard_tx_begin_nested(inner, tx);
         sqlite3_trace_v2(guard_sqlite_raw(db), SQLITE_TRACE_STMT, trace_statement, &rollbacks);
         guard_sqlite_exec(db, "INSERT INTO t VALUES (2)");
-        expect_panic(run_sql, (void *)sql, GUARD_SQLITE, code);
+        expect_panic(table_exec, (void *)sql, GUARD_SQLITE, code);
         ck_assert_int_eq(guard_tx_outcome(tx), GUARD_ROLLED_BACK);
         ck_assert_int_eq(guard_tx_outcome(nested), GUARD_ROLLED_BACK);
-        const guard_error *error = expect_panic(run_sql, (void *)"INSERT INTO t VALUES (3)", GUARD_TX, GUARD_TX_OVER);
+        const guard_error *error = expect_panic(table_exec, (void *)"INSERT INTO t VALUES (3)", GUARD_TX,
+                                                GUARD_TX_OVER);
         ck_assert_int_eq(error->causes[0].code, code);
-        expect_panic(commit_it, nested, GUARD_SQLITE, code);
-        expect_panic(commit_it, tx, GUARD_SQLITE, code);
+        expect_panic(call_commit, nested, GUARD_SQLITE, code);
+        expect_panic(call_commit, tx, GUARD_SQLITE, code);
         ck_assert_int_eq(guard_tx_outcome(tx), GUARD_ROLLED_BACK);
     }
     sqlite3_trace_v2(guard_sqlite_raw(db), 0, NULL, NULL);
@@ -286,10 +244,10 @@ static void check_automatic_rollback(guard_scope *s, const char *sql, int code)
 START_TEST(insert_or_rollback_is_rolled_back_once_and_nothing_autocommits)
 {
     GUARD_AUTO(s);
-    open_database(s, NULL);
+    table_open_beside_other(s, NULL);
     guard_sqlite_exec(db, "INSERT INTO t VALUES (1)");
     check_automatic_rollback(s, "INSERT OR ROLLBACK INTO t VALUES (1)", SQLITE_CONSTRAINT_PRIMARYKEY);
-    ck_assert_int_eq(guard_sqlite_transact(db, insert_one, NULL, NULL, NULL), GUARD_ROLLED_BACK);
+    ck_assert_int_eq(guard_sqlite_transact(db, table_insert_one, NULL, NULL, NULL), GUARD_ROLLED_BACK);
     sqlite3_close(other);
 }
 END_TEST
@@ -303,7 +261,7 @@ static int interrupt_later(void *raw)
 START_TEST(an_interrupted_write_is_rolled_back_once_and_nothing_autocommits)
 {
     GUARD_AUTO(s);
-    open_database(s, NULL);
+    table_open_beside_other(s, NULL);
     sqlite3_progress_handler(guard_sqlite_raw(db), 5000, interrupt_later, guard_sqlite_raw(db));
     check_automatic_rollback(
         s, "INSERT INTO t WITH RECURSIVE c(x) AS (SELECT 10 UNION ALL SELECT x + 1 FROM c) SELECT x FROM c",
@@ -316,20 +274,20 @@ START_TEST(a_full_database_is_rolled_back_or_still_open_as_it_says)
 {
     GUARD_AUTO(s);
     guard_result result;
-    open_database(s, NULL);
+    table_open_beside_other(s, NULL);
     guard_sqlite_exec(db, "CREATE TABLE big(data BLOB); PRAGMA max_page_count = 30");
     {
         GUARD_AUTO(inner);
         guard_tx *tx = guard_sqlite_begin(inner, db, NULL);
         guard_sqlite_exec(db, "INSERT INTO t VALUES (1)");
-        const guard_error *error = expect_panic(run_sql, (void *)"INSERT INTO big VALUES (zeroblob(1000000))",
+        const guard_error *error = expect_panic(table_exec, (void *)"INSERT INTO big VALUES (zeroblob(1000000))",
                                                 GUARD_SQLITE, SQLITE_FULL);
         ck_assert_str_eq(error->message, "database or disk is full");
         ck_assert_str_eq(error->hint, "free space on the disk, then try again");
         ck_assert_int_eq(guard_tx_outcome(tx) == GUARD_OPEN, !sqlite3_get_autocommit(guard_sqlite_raw(db)));
     }
     ck_assert_int_eq(database_number(path, COUNT), 0);
-    ck_assert_int_eq(guard_sqlite_transact(db, insert_one, NULL, NULL, &result), GUARD_COMMITTED);
+    ck_assert_int_eq(guard_sqlite_transact(db, table_insert_one, NULL, NULL, &result), GUARD_COMMITTED);
     sqlite3_close(other);
 }
 END_TEST
@@ -337,13 +295,13 @@ END_TEST
 START_TEST(sql_that_ends_a_guarded_transaction_is_misuse)
 {
     GUARD_AUTO(s);
-    open_database(s, NULL);
+    table_open_beside_other(s, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     guard_sqlite_exec(db, "INSERT INTO t VALUES (1)");
     static const char *const ends[] = {"COMMIT", "end transaction", " -- x\n /* y */ Rollback",
                                        "ROLLBACK TRANSACTION;"};
     for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++) {
-        expect_panic(run_sql, (void *)ends[i], GUARD_MISUSE, GUARD_MISUSE_STATE);
+        expect_panic(table_exec, (void *)ends[i], GUARD_MISUSE, GUARD_MISUSE_STATE);
     }
     guard_sqlite_exec(db, "SAVEPOINT mine; INSERT INTO t VALUES (2); ROLLBACK TO mine; ROLLBACK TRANSACTION TO "
                           "SAVEPOINT mine; RELEASE mine");
@@ -359,14 +317,14 @@ END_TEST
 START_TEST(a_commit_behind_the_guards_back_is_not_taken_for_a_rollback)
 {
     GUARD_AUTO(s);
-    open_database(s, NULL);
+    table_open_beside_other(s, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     guard_sqlite_exec(db, "INSERT INTO t VALUES (1)");
     database_exec(guard_sqlite_raw(db), "COMMIT");
     ck_assert_int_eq(guard_tx_outcome(tx), GUARD_IN_DOUBT);
     ck_assert(guard_tx_result(tx)->notes & GUARD_NOTE_ENDED_ELSEWHERE);
-    expect_panic(run_sql, (void *)"INSERT INTO t VALUES (3)", GUARD_TX, GUARD_TX_OVER);
-    expect_panic(commit_it, tx, GUARD_TX, GUARD_TX_IN_DOUBT);
+    expect_panic(table_exec, (void *)"INSERT INTO t VALUES (3)", GUARD_TX, GUARD_TX_OVER);
+    expect_panic(call_commit, tx, GUARD_TX, GUARD_TX_IN_DOUBT);
     ck_assert_int_eq(database_number(path, COUNT), 1);
     sqlite3_close(other);
 }
@@ -375,12 +333,12 @@ END_TEST
 START_TEST(a_rollback_behind_the_guards_back_is_known_on_an_opened_connection)
 {
     GUARD_AUTO(s);
-    open_database(s, NULL);
+    table_open_beside_other(s, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     guard_sqlite_exec(db, "INSERT INTO t VALUES (1)");
     database_exec(guard_sqlite_raw(db), "ROLLBACK");
     ck_assert_int_eq(guard_tx_outcome(tx), GUARD_ROLLED_BACK);
-    expect_panic(commit_it, tx, GUARD_TX, GUARD_TX_ROLLED_BACK);
+    expect_panic(call_commit, tx, GUARD_TX, GUARD_TX_ROLLED_BACK);
     sqlite3_close(other);
 }
 END_TEST
@@ -388,7 +346,7 @@ END_TEST
 static void *write_in_thread(void *arg)
 {
     (void)arg;
-    expect_panic(run_sql, (void *)"INSERT INTO t VALUES (7)", GUARD_MISUSE, GUARD_MISUSE_THREAD);
+    expect_panic(table_exec, (void *)"INSERT INTO t VALUES (7)", GUARD_MISUSE, GUARD_MISUSE_THREAD);
     return NULL;
 }
 
@@ -396,7 +354,7 @@ START_TEST(a_statement_of_another_thread_in_a_transaction_is_misuse)
 {
     GUARD_AUTO(s);
     pthread_t thread;
-    open_database(s, NULL);
+    table_open_beside_other(s, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     ck_assert_int_eq(pthread_create(&thread, NULL, write_in_thread, NULL), 0);
     pthread_join(thread, NULL);
@@ -410,15 +368,15 @@ START_TEST(a_marker_without_its_table_is_told_at_begin)
 {
     GUARD_AUTO(s);
     guard_sqlite_tx_options options = {.marker = GUARD_SQLITE_MARKER_ROW};
-    open_database(s, NULL);
-    const guard_error *error = expect_panic(begin_with, &options, GUARD_SQLITE, SQLITE_ERROR);
+    table_open_beside_other(s, NULL);
+    const guard_error *error = expect_panic(table_begin, &options, GUARD_SQLITE, SQLITE_ERROR);
     ck_assert_str_eq(error->message, "no such table: main.guard_marker");
     ck_assert_str_eq(error->hint, "call guard_sqlite_marker_install once for the database");
     ck_assert(sqlite3_get_autocommit(guard_sqlite_raw(db)));
     guard_sqlite_marker_install(db);
     guard_sqlite_marker_install(db);
-    ck_assert_int_eq(guard_sqlite_transact(db, insert_one, NULL, &options, NULL), GUARD_COMMITTED);
-    ck_assert_int_eq(guard_sqlite_transact(db, fail_once, &(int){0}, &options, NULL), GUARD_ROLLED_BACK);
+    ck_assert_int_eq(guard_sqlite_transact(db, table_insert_one, NULL, &options, NULL), GUARD_COMMITTED);
+    ck_assert_int_eq(guard_sqlite_transact(db, table_insert_twice, &(int){0}, &options, NULL), GUARD_ROLLED_BACK);
     ck_assert_int_eq(database_number(path, "SELECT count(*) FROM guard_marker"), 1);
     sqlite3_close(other);
 }
@@ -430,12 +388,12 @@ START_TEST(a_read_only_database_can_be_read_in_a_transaction)
     const guard_sqlite_tx_options deferred = {.mode = GUARD_SQLITE_DEFERRED};
     const guard_sqlite_options read_only = {.flags = GUARD_SQLITE_READ_ONLY};
     guard_result result;
-    open_database(s, NULL);
+    table_open_beside_other(s, NULL);
     db = guard_sqlite_open(s, path, &read_only);
     guard_tx *tx = guard_sqlite_begin(s, db, &deferred);
     ck_assert_int_eq(guard_sqlite_query_int64(db, COUNT, -1), 0);
     guard_tx_commit(tx);
-    ck_assert_int_eq(guard_sqlite_transact(db, insert_one, NULL, NULL, &result), GUARD_ROLLED_BACK);
+    ck_assert_int_eq(guard_sqlite_transact(db, table_insert_one, NULL, NULL, &result), GUARD_ROLLED_BACK);
     ck_assert_int_eq(result.error.code, SQLITE_READONLY);
     sqlite3_close(other);
 }

@@ -9,30 +9,10 @@
 #include <guard/guard_sqlite.h>
 #include <guard/tx.h>
 
-#include "database.h"
+#include "calls.h"
+#include "sqlite_table.h"
 #include "suite.h"
 #include "trace.h"
-
-#define TABLE "CREATE TABLE t(id INTEGER PRIMARY KEY)"
-#define COUNT "SELECT count(*) FROM t"
-
-static const char *path;
-static guard_sqlite *db;
-
-/* A file with table t, opened for the scope. */
-static void open_database(guard_scope *s)
-{
-    path = database_new(TABLE);
-    db = guard_sqlite_open(s, path, NULL);
-}
-
-static void insert(int id)
-{
-    GUARD_AUTO(s);
-    guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "INSERT INTO t VALUES (?1)");
-    guard_sqlite_bind_int64(stmt, 1, id);
-    guard_sqlite_run(stmt);
-}
 
 /* How many statements reach SQLite. */
 static int count_statement(unsigned type, void *count, void *stmt, void *sql)
@@ -44,26 +24,16 @@ static int count_statement(unsigned type, void *count, void *stmt, void *sql)
     return 0;
 }
 
-static void commit_it(void *tx)
-{
-    guard_tx_commit(tx);
-}
-
-static void roll_it_back(void *tx)
-{
-    guard_tx_rollback(tx);
-}
-
 /* ---------------------------------------------------------------------- 21 */
 
 START_TEST(a_scope_left_without_commit_rolls_back)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     {
         GUARD_AUTO(inner);
         guard_sqlite_begin(inner, db, NULL);
-        insert(1);
+        table_insert(1);
     }
     ck_assert(sqlite3_get_autocommit(guard_sqlite_raw(db)));
     ck_assert_int_eq(database_number(path, COUNT), 0);
@@ -75,14 +45,14 @@ static void insert_and_panic(void *arg)
     (void)arg;
     GUARD_AUTO(s);
     guard_sqlite_begin(s, db, NULL);
-    insert(1);
+    table_insert(1);
     guard_panic(42, "no more");
 }
 
 START_TEST(a_panic_rolls_back_and_goes_on_with_the_same_value)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     const guard_error *error = expect_panic(insert_and_panic, NULL, GUARD_USER, 42);
     ck_assert_str_eq(error->message, "no more");
     ck_assert_uint_eq(error->cause_count, 0);
@@ -93,10 +63,10 @@ END_TEST
 START_TEST(a_commit_is_durable_and_told)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     ck_assert_int_eq(guard_tx_outcome(tx), GUARD_OPEN);
-    insert(1);
+    table_insert(1);
     ck_assert_int_eq(database_number(path, COUNT), 0);
     guard_tx_commit(tx);
     ck_assert_int_eq(guard_tx_outcome(tx), GUARD_COMMITTED);
@@ -115,7 +85,7 @@ static void commit_after_failed_cleanup(void *arg)
     (void)arg;
     GUARD_AUTO(s);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
-    insert(1);
+    table_insert(1);
     {
         GUARD_AUTO(inner);
         guard_defer(inner, fail_cleanup, NULL);
@@ -126,7 +96,7 @@ static void commit_after_failed_cleanup(void *arg)
 START_TEST(a_held_panic_of_a_cleanup_is_raised_before_commit)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     expect_panic(commit_after_failed_cleanup, NULL, GUARD_USER, 42);
     ck_assert_int_eq(database_number(path, COUNT), 0);
 }
@@ -138,17 +108,17 @@ static void insert_two_and_panic(guard_tx *tx, void *arg)
 {
     (void)tx;
     (void)arg;
-    insert(2);
+    table_insert(2);
     guard_panic(7, "inner");
 }
 
 START_TEST(an_inner_failure_that_is_handled_keeps_the_outer_rows)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     guard_result result;
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
-    insert(1);
+    table_insert(1);
     ck_assert_int_eq(guard_tx_nested(tx, insert_two_and_panic, NULL, &result), GUARD_ROLLED_BACK);
     ck_assert(result.has_error);
     ck_assert_int_eq(result.error.code, 7);
@@ -158,20 +128,13 @@ START_TEST(an_inner_failure_that_is_handled_keeps_the_outer_rows)
 }
 END_TEST
 
-static void insert_two(guard_tx *tx, void *arg)
-{
-    (void)tx;
-    (void)arg;
-    insert(2);
-}
-
 START_TEST(an_inner_commit_is_lost_with_its_outer)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
-    insert(1);
-    ck_assert_int_eq(guard_tx_nested(tx, insert_two, NULL, NULL), GUARD_RELEASED);
+    table_insert(1);
+    ck_assert_int_eq(guard_tx_nested(tx, table_insert_two, NULL, NULL), GUARD_RELEASED);
     guard_tx_rollback(tx);
     ck_assert_int_eq(database_number(path, COUNT), 0);
 }
@@ -180,15 +143,15 @@ END_TEST
 START_TEST(a_nested_scope_left_without_commit_takes_back_its_part)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
-    insert(1);
+    table_insert(1);
     {
         GUARD_AUTO(inner);
         guard_tx_begin_nested(inner, tx);
-        insert(2);
+        table_insert(2);
     }
-    insert(3);
+    table_insert(3);
     guard_tx_commit(tx);
     ck_assert_int_eq(database_number(path, "SELECT sum(id) FROM t"), 4);
 }
@@ -197,11 +160,11 @@ END_TEST
 START_TEST(beginning_on_a_connection_in_a_guarded_transaction_nests)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
-    insert(1);
+    table_insert(1);
     ck_assert_int_eq(guard_sqlite_transact(db, insert_two_and_panic, NULL, NULL, NULL), GUARD_ROLLED_BACK);
-    ck_assert_int_eq(guard_sqlite_transact(db, insert_two, NULL, NULL, NULL), GUARD_RELEASED);
+    ck_assert_int_eq(guard_sqlite_transact(db, table_insert_two, NULL, NULL, NULL), GUARD_RELEASED);
     guard_tx_commit(tx);
     ck_assert_int_eq(database_number(path, COUNT), 2);
 }
@@ -212,7 +175,7 @@ END_TEST
 START_TEST(a_rolled_back_savepoint_is_gone)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     {
         GUARD_AUTO(inner);
@@ -238,12 +201,12 @@ static const char *const hostile[] = {"x",
 START_TEST(repeated_and_hostile_savepoint_names_work)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     guard_tx *inner = tx;
     for (size_t i = 0; i < sizeof(hostile) / sizeof(hostile[0]); i++) {
         inner = guard_tx_begin_savepoint(s, inner, hostile[i]);
-        insert((int)i);
+        table_insert((int)i);
     }
     /* The upper half is taken back, the lower one kept. */
     for (size_t i = sizeof(hostile) / sizeof(hostile[0]); i-- > 0;) {
@@ -269,7 +232,7 @@ static void begin_long_name(void *tx)
 START_TEST(a_savepoint_name_that_would_be_cut_is_misuse)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     expect_panic(begin_long_name, tx, GUARD_MISUSE, GUARD_MISUSE_ARGUMENT);
 }
@@ -278,12 +241,12 @@ END_TEST
 START_TEST(ten_levels_of_nesting_keep_what_was_committed)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     guard_tx *levels[10];
     levels[0] = guard_sqlite_begin(s, db, NULL);
     for (int i = 1; i < 10; i++) {
         levels[i] = guard_tx_begin_nested(s, levels[i - 1]);
-        insert(i);
+        table_insert(i);
     }
     for (int i = 9; i > 0; i--) {
         if (i == 6) {
@@ -302,13 +265,13 @@ END_TEST
 START_TEST(a_second_commit_is_misuse_and_sends_nothing)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     int statements = 0;
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
-    insert(1);
+    table_insert(1);
     guard_tx_commit(tx);
     sqlite3_trace_v2(guard_sqlite_raw(db), SQLITE_TRACE_STMT, count_statement, &statements);
-    expect_panic(commit_it, tx, GUARD_MISUSE, GUARD_MISUSE_STATE);
+    expect_panic(call_commit, tx, GUARD_MISUSE, GUARD_MISUSE_STATE);
     ck_assert_int_eq(statements, 0);
     ck_assert_int_eq(guard_tx_outcome(tx), GUARD_COMMITTED);
 }
@@ -317,10 +280,10 @@ END_TEST
 START_TEST(a_second_rollback_is_harmless)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     int statements = 0;
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
-    insert(1);
+    table_insert(1);
     guard_tx_rollback(tx);
     sqlite3_trace_v2(guard_sqlite_raw(db), SQLITE_TRACE_STMT, count_statement, &statements);
     guard_tx_rollback(tx);
@@ -332,13 +295,13 @@ END_TEST
 START_TEST(a_commit_after_a_rollback_is_misuse)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     int statements = 0;
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
-    insert(1);
+    table_insert(1);
     guard_tx_rollback(tx);
     sqlite3_trace_v2(guard_sqlite_raw(db), SQLITE_TRACE_STMT, count_statement, &statements);
-    expect_panic(commit_it, tx, GUARD_MISUSE, GUARD_MISUSE_STATE);
+    expect_panic(call_commit, tx, GUARD_MISUSE, GUARD_MISUSE_STATE);
     ck_assert_int_eq(statements, 0);
     ck_assert_int_eq(database_number(path, COUNT), 0);
 }
@@ -347,11 +310,11 @@ END_TEST
 START_TEST(a_rollback_after_a_commit_is_misuse)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
-    insert(1);
+    table_insert(1);
     guard_tx_commit(tx);
-    expect_panic(roll_it_back, tx, GUARD_MISUSE, GUARD_MISUSE_STATE);
+    expect_panic(call_rollback, tx, GUARD_MISUSE, GUARD_MISUSE_STATE);
     ck_assert_int_eq(database_number(path, COUNT), 1);
 }
 END_TEST
@@ -359,12 +322,12 @@ END_TEST
 START_TEST(ending_an_outer_one_before_its_nested_one_is_misuse)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     guard_tx *nested = guard_tx_begin_nested(s, tx);
-    insert(1);
-    expect_panic(commit_it, tx, GUARD_MISUSE, GUARD_MISUSE_STATE);
-    expect_panic(roll_it_back, tx, GUARD_MISUSE, GUARD_MISUSE_STATE);
+    table_insert(1);
+    expect_panic(call_commit, tx, GUARD_MISUSE, GUARD_MISUSE_STATE);
+    expect_panic(call_rollback, tx, GUARD_MISUSE, GUARD_MISUSE_STATE);
     guard_tx_commit(nested);
     guard_tx_commit(tx);
     ck_assert_int_eq(database_number(path, COUNT), 1);
@@ -373,17 +336,17 @@ END_TEST
 
 static void *commit_in_thread(void *tx)
 {
-    expect_panic(commit_it, tx, GUARD_MISUSE, GUARD_MISUSE_THREAD);
+    expect_panic(call_commit, tx, GUARD_MISUSE, GUARD_MISUSE_THREAD);
     return NULL;
 }
 
 START_TEST(a_transaction_of_another_thread_is_misuse)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     pthread_t thread;
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
-    insert(1);
+    table_insert(1);
     ck_assert_int_eq(pthread_create(&thread, NULL, commit_in_thread, tx), 0);
     pthread_join(thread, NULL);
     guard_tx_commit(tx);
@@ -395,17 +358,17 @@ END_TEST
 START_TEST(a_handle_outlives_its_connection)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     guard_tx *tx;
     {
         GUARD_AUTO(inner);
         db = guard_sqlite_open(inner, path, NULL);
         tx = guard_sqlite_begin(s, db, NULL);
-        insert(1);
+        table_insert(1);
     }
     ck_assert_int_eq(guard_tx_outcome(tx), GUARD_ROLLED_BACK);
     ck_assert_ptr_null(guard_sqlite_of(tx));
-    expect_panic(commit_it, tx, GUARD_MISUSE, GUARD_MISUSE_STATE);
+    expect_panic(call_commit, tx, GUARD_MISUSE, GUARD_MISUSE_STATE);
     ck_assert_int_eq(database_number(path, COUNT), 0);
 }
 END_TEST
@@ -434,11 +397,11 @@ START_TEST(a_guard_in_the_callers_transaction_is_a_savepoint_and_leaves_that_ope
         GUARD_AUTO(inner);
         db = guard_sqlite_adopt(inner, raw, NULL);
         guard_tx *tx = guard_sqlite_begin(inner, db, NULL);
-        insert(2);
+        table_insert(2);
         guard_tx_commit(tx);
         ck_assert_int_eq(guard_tx_outcome(tx), GUARD_RELEASED);
         guard_sqlite_begin(inner, db, NULL);
-        insert(3);
+        table_insert(3);
     }
     ck_assert(!sqlite3_get_autocommit(raw));
     ck_assert_int_eq(database_number_on(raw, COUNT), 2);
@@ -485,7 +448,7 @@ static void panic_where_rollback_fails(void *arg)
     (void)arg;
     GUARD_AUTO(s);
     guard_sqlite_begin(s, db, NULL);
-    insert(1);
+    table_insert(1);
     sqlite3_set_authorizer(guard_sqlite_raw(db), deny_rollback, NULL);
     guard_panic(42, "the first error");
 }
@@ -506,7 +469,7 @@ static void insert_three(void *arg)
 START_TEST(a_failing_rollback_poisons_the_connection_and_the_first_error_survives)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     {
         GUARD_AUTO(inner);
         db = guard_sqlite_open(inner, path, NULL);
@@ -532,14 +495,14 @@ END_TEST
 static void body_rolls_back(guard_tx *tx, void *arg)
 {
     (void)arg;
-    insert(1);
+    table_insert(1);
     guard_tx_rollback(tx);
 }
 
 START_TEST(a_body_that_rolls_back_is_no_error)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     guard_result result;
     ck_assert_int_eq(guard_sqlite_transact(db, body_rolls_back, NULL, NULL, &result), GUARD_ROLLED_BACK);
     ck_assert(!result.has_error);
@@ -551,7 +514,7 @@ END_TEST
 static void body_commits_and_panics(guard_tx *tx, void *arg)
 {
     (void)arg;
-    insert(1);
+    table_insert(1);
     guard_tx_commit(tx);
     guard_panic(5, "too late");
 }
@@ -559,7 +522,7 @@ static void body_commits_and_panics(guard_tx *tx, void *arg)
 START_TEST(a_panic_after_the_commit_leaves_it_committed)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     guard_result result;
     ck_assert_int_eq(guard_sqlite_transact(db, body_commits_and_panics, NULL, NULL, &result), GUARD_COMMITTED);
     ck_assert(result.has_error);
@@ -575,7 +538,7 @@ START_TEST(a_raw_handle_is_guarded_for_one_transaction)
     {
         GUARD_AUTO(s);
         db = guard_sqlite_adopt(s, raw, NULL);
-        ck_assert_int_eq(guard_sqlite_transact_raw(raw, insert_two, NULL, NULL, NULL), GUARD_COMMITTED);
+        ck_assert_int_eq(guard_sqlite_transact_raw(raw, table_insert_two, NULL, NULL, NULL), GUARD_COMMITTED);
         ck_assert_int_eq(guard_sqlite_transact_raw(raw, insert_two_and_panic, NULL, NULL, NULL), GUARD_ROLLED_BACK);
     }
     ck_assert_ptr_null(sqlite3_next_stmt(raw, NULL));

@@ -9,16 +9,10 @@
 #include <guard/guard_sqlite.h>
 #include <guard/tx.h>
 
-#include "database.h"
+#include "calls.h"
 #include "exposition.h"
+#include "sqlite_table.h"
 #include "suite.h"
-
-static guard_sqlite *db;
-
-static void open_database(guard_scope *s)
-{
-    db = guard_sqlite_open(s, database_new("CREATE TABLE t(id INTEGER PRIMARY KEY)"), NULL);
-}
 
 /* One number of SQLite's. */
 static int64_t figure(const char *name, const char *outcome)
@@ -63,7 +57,7 @@ START_TEST(transactions_are_counted_by_how_they_ended)
 {
     GUARD_AUTO(s);
     guard_result result;
-    open_database(s);
+    table_open(s, TABLE, NULL);
     expect_ends(0, 0, 0, 0);
     guard_sqlite_transact(db, work, NULL, NULL, NULL);
     expect_ends(1, 0, 0, 0);
@@ -95,7 +89,7 @@ START_TEST(one_that_the_database_ended_is_counted_as_it_ended)
 {
     GUARD_AUTO(s);
     guard_result result;
-    open_database(s);
+    table_open(s, TABLE, NULL);
     ck_assert_int_eq(guard_sqlite_transact(db, end_it_by_sql, NULL, NULL, &result), GUARD_ROLLED_BACK);
     ck_assert_int_eq(figure("guard_transactions_total", "rolled_back"), 1);
     ck_assert_int_eq(figure("guard_transactions_total", "committed"), 0);
@@ -118,12 +112,11 @@ static void read_then_write(guard_tx *tx, void *arg)
 START_TEST(a_body_that_was_run_again_is_a_retry_and_two_transactions)
 {
     GUARD_AUTO(s);
-    const char *path = database_new("CREATE TABLE t(id INTEGER PRIMARY KEY)");
     const guard_sqlite_options wal = {.journal = GUARD_SQLITE_WAL};
-    db = guard_sqlite_open(s, path, &wal);
-    guard_sqlite *other = guard_sqlite_open(s, path, &wal);
+    table_open(s, TABLE, &wal);
+    guard_sqlite *second = guard_sqlite_open(s, path, &wal);
     const guard_sqlite_tx_options deferred = {.mode = GUARD_SQLITE_DEFERRED};
-    ck_assert_int_eq(guard_sqlite_transact(db, read_then_write, other, &deferred, NULL), GUARD_COMMITTED);
+    ck_assert_int_eq(guard_sqlite_transact(db, read_then_write, second, &deferred, NULL), GUARD_COMMITTED);
     ck_assert_int_eq(attempts, 2);
     ck_assert_int_eq(figure("guard_transaction_retries_total", NULL), 1);
     ck_assert_int_eq(figure("guard_transactions_total", "rolled_back"), 1);
@@ -133,8 +126,9 @@ END_TEST
 
 enum { THREADS = 4, EACH = 50 };
 
-static void *transact_much(void *path)
+static void *transact_much(void *unused)
 {
+    (void)unused;
     GUARD_AUTO(s);
     guard_sqlite *own = guard_sqlite_open(s, path, NULL);
     for (int i = 0; i < EACH; i++) {
@@ -150,9 +144,9 @@ static void *transact_much(void *path)
 START_TEST(threads_that_have_ended_are_in_the_sum)
 {
     pthread_t threads[THREADS];
-    const char *path = database_new("CREATE TABLE t(id INTEGER PRIMARY KEY)");
+    path = database_new(TABLE);
     for (int i = 0; i < THREADS; i++) {
-        ck_assert_int_eq(pthread_create(&threads[i], NULL, transact_much, (void *)(uintptr_t)path), 0);
+        ck_assert_int_eq(pthread_create(&threads[i], NULL, transact_much, NULL), 0);
     }
     for (int i = 0; i < THREADS; i++) {
         pthread_join(threads[i], NULL);
@@ -208,11 +202,6 @@ static void do_nothing(guard_tx *tx, void *arg)
     (void)arg;
 }
 
-static void commit_it(void *tx)
-{
-    guard_tx_commit(tx);
-}
-
 START_TEST(in_doubt_and_prepared_are_counted_and_what_was_resolved_later)
 {
     static const guard_tx_driver forgetful = {.name = "Forgetful \"DB\"",
@@ -232,7 +221,7 @@ START_TEST(in_doubt_and_prepared_are_counted_and_what_was_resolved_later)
     guard_tx_transact(&session, do_nothing, NULL, NULL, NULL, &result, GUARD_HERE);
     ck_assert_int_eq(result.outcome, GUARD_IN_DOUBT);
     guard_tx *tx = guard_tx_begin(s, &session, NULL, NULL, GUARD_HERE);
-    ck_assert_int_ne(guard_run(commit_it, tx, NULL), 0);
+    ck_assert_int_ne(guard_run(call_commit, tx, NULL), 0);
     guard_tx_settle(tx, GUARD_COMMITTED);
     const char *text = guard_metrics_text(s, NULL);
     exposition_check(text);

@@ -6,37 +6,9 @@
 #include <guard/guard_sqlite.h>
 #include <guard/tx.h>
 
-#include "database.h"
+#include "sqlite_table.h"
 #include "suite.h"
 #include "trace.h"
-
-#define TABLE "CREATE TABLE t(id INTEGER PRIMARY KEY)"
-#define COUNT "SELECT count(*) FROM t"
-
-static const char *path;
-static guard_sqlite *db;
-
-/* A file with table t, opened for the scope. */
-static void open_database(guard_scope *s)
-{
-    path = database_new(TABLE);
-    db = guard_sqlite_open(s, path, NULL);
-}
-
-static void insert(int id)
-{
-    GUARD_AUTO(s);
-    guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "INSERT INTO t VALUES (?1)");
-    guard_sqlite_bind_int64(stmt, 1, id);
-    guard_sqlite_run(stmt);
-}
-
-static void insert_two(guard_tx *tx, void *arg)
-{
-    (void)tx;
-    (void)arg;
-    insert(2);
-}
 
 static void trace_outcome(void *tx)
 {
@@ -52,7 +24,7 @@ static void panic_now(void *text)
 START_TEST(on_commit_hooks_run_in_order_after_the_outermost_commit)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     guard_tx_on_commit(tx, trace_run, (void *)"1");
     guard_tx *nested = guard_tx_begin_nested(s, tx);
@@ -70,7 +42,7 @@ END_TEST
 START_TEST(the_hooks_of_a_rolled_back_part_run_on_rollback_only)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     guard_tx_on_commit(tx, trace_run, (void *)"outer");
     guard_tx_on_rollback(tx, trace_run, (void *)"never");
@@ -88,7 +60,7 @@ END_TEST
 START_TEST(the_hooks_of_a_released_part_follow_its_parent_into_rollback)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     {
         GUARD_AUTO(inner);
         guard_tx *tx = guard_sqlite_begin(inner, db, NULL);
@@ -105,7 +77,7 @@ END_TEST
 static void body_with_bad_hooks(guard_tx *tx, void *arg)
 {
     (void)arg;
-    insert(1);
+    table_insert(1);
     guard_tx_on_commit(tx, trace_run, (void *)"before");
     guard_tx_on_commit(tx, panic_now, (void *)"first");
     guard_tx_on_commit(tx, panic_now, (void *)"second");
@@ -115,7 +87,7 @@ static void body_with_bad_hooks(guard_tx *tx, void *arg)
 START_TEST(a_hook_that_panics_changes_no_outcome_and_stops_no_other)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     guard_result result;
     ck_assert_int_eq(guard_sqlite_transact(db, body_with_bad_hooks, NULL, NULL, &result), GUARD_COMMITTED);
     trace_expect("run before, panic first, panic second, run after");
@@ -136,7 +108,7 @@ static void note_trace(const char *text)
 START_TEST(a_hook_that_panics_in_the_scope_form_is_noted)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     guard_note_handler(note_trace);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     guard_tx_on_commit(tx, panic_now, (void *)"hook");
@@ -148,15 +120,15 @@ END_TEST
 
 static void transact_again(void *arg)
 {
-    ck_assert_int_eq(guard_sqlite_transact(db, insert_two, arg, NULL, NULL), GUARD_COMMITTED);
+    ck_assert_int_eq(guard_sqlite_transact(db, table_insert_two, arg, NULL, NULL), GUARD_COMMITTED);
 }
 
 START_TEST(a_hook_may_begin_a_new_transaction)
 {
     GUARD_AUTO(s);
-    open_database(s);
+    table_open(s, TABLE, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
-    insert(1);
+    table_insert(1);
     guard_tx_on_commit(tx, transact_again, NULL);
     guard_tx_commit(tx);
     ck_assert_int_eq(database_number(path, COUNT), 2);
