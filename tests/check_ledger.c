@@ -627,8 +627,7 @@ static int break_wire(const ledger_process *ledger, wire_proxy *proxy, wire_dire
 
 START_TEST(a_wire_that_breaks_anywhere_makes_no_transfer_twice_and_loses_none)
 {
-    wire_proxy *proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), atoi(getenv("GUARD_TEST_PG_PORT")), NULL);
-    ck_assert_ptr_nonnull(proxy);
+    wire_proxy *proxy = server_proxy();
     ledger_process ledger = ledger_start(
         (const char *const[]){"--db", wire_proxy_conninfo(proxy), "--request-ms", "30000", NULL});
     int64_t keys = 0;

@@ -548,8 +548,7 @@ START_TEST(a_wire_cut_anywhere_is_made_anew_and_no_row_lost_or_loaded_twice)
         /* The first bytes are those of connecting, which is not tried for long. */
         for (uint64_t n = 200; fired; n += 251) {
             make_table("CREATE TABLE t(a int, b text)");
-            wire_proxy *proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), atoi(getenv("GUARD_TEST_PG_PORT")),
-                                                NULL);
+            wire_proxy *proxy = server_proxy();
             wire_direction way = direction == 0 ? WIRE_TO_SERVER : WIRE_TO_CLIENT;
             wire_proxy_cut_after(proxy, 1, way, n, WIRE_RST | (n % 2 ? WIRE_DRAIN : 0));
             load_output output = load_run("--db 'host=%s port=%d' --into t --batch 50 --json --quiet f.csv",
@@ -570,7 +569,7 @@ START_TEST(a_commit_whose_answer_is_lost_is_found_by_its_chunk_and_not_repeated)
 {
     make_table("CREATE TABLE t(a int, b text)");
     write_numbers("f.csv", 100);
-    wire_proxy *proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), atoi(getenv("GUARD_TEST_PG_PORT")), NULL);
+    wire_proxy *proxy = server_proxy();
     PGconn *other = server_connect("");
     PQclear(PQexec(other, "BEGIN; LOCK TABLE t"));
     pid_t loader = load_start("--db 'host=%s port=%d' --into t --json --quiet f.csv", wire_proxy_host(proxy),

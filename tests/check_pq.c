@@ -8,17 +8,11 @@
 #include <guard/guard_pq.h>
 
 #include "fault_memory.h"
-#include "server.h"
+#include "pq_table.h"
 #include "suite.h"
 #include "wire_proxy.h"
 
 #define PASSWORD "s3cret-Passw0rd"
-
-static guard_pq *open_pq(guard_scope *s)
-{
-    server_reset();
-    return guard_pq_open(s, "", NULL);
-}
 
 /* ------------------------------------------------------------------------------------------------ connections */
 
@@ -80,7 +74,7 @@ END_TEST
 START_TEST(connecting_waits_no_longer_than_its_deadline)
 {
     guard_error error;
-    wire_proxy *proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), atoi(getenv("GUARD_TEST_PG_PORT")), NULL);
+    wire_proxy *proxy = server_proxy();
     wire_proxy_admit(proxy, WIRE_SILENT);
     opening o = {.conninfo = wire_proxy_conninfo(proxy), .options = {.connect_ms = 300}};
     int64_t begun = now_ms();
@@ -96,7 +90,7 @@ START_TEST(a_silent_host_leaves_time_for_the_next_one)
 {
     GUARD_AUTO(s);
     char conninfo[400];
-    wire_proxy *proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), atoi(getenv("GUARD_TEST_PG_PORT")), NULL);
+    wire_proxy *proxy = server_proxy();
     wire_proxy_admit(proxy, WIRE_SILENT);
     snprintf(conninfo, sizeof(conninfo), "host=%s,%s port=%d,%s target_session_attrs=read-write",
              wire_proxy_host(proxy), getenv("GUARD_TEST_PG_SOCKET"), wire_proxy_port(proxy),
@@ -165,7 +159,7 @@ static guard_error error_of(guard_pq *pq, const char *sql)
 START_TEST(an_error_has_the_servers_sqlstate_message_detail_hint_and_constraint)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_pq_exec(NULL, pq, "INSERT INTO t VALUES (1)");
     guard_error error = error_of(pq, "INSERT INTO t VALUES (1)");
     ck_assert_int_eq(error.domain, GUARD_PQ);
@@ -186,7 +180,7 @@ START_TEST(statements_return_their_last_result_and_count_their_rows)
     GUARD_AUTO(s);
     const char *values[] = {"7", NULL};
     guard_pq_params params = {.count = 2, .values = values};
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     ck_assert_ptr_null(guard_pq_exec(NULL, pq, "INSERT INTO t SELECT generate_series(1, 5)"));
     ck_assert_int_eq(guard_pq_changes(pq), 5);
     PGresult *last = guard_pq_exec(s, pq, "SELECT 1; SELECT 2; SELECT 3");
@@ -204,7 +198,7 @@ END_TEST
 START_TEST(a_copy_given_to_exec_is_refused_and_the_connection_usable)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     ck_assert_int_eq(error_of(pq, "COPY t FROM STDIN").code, GUARD_PQ_ANSWER);
     ck_assert_int_eq(error_of(pq, "COPY (SELECT generate_series(1, 100000)) TO STDOUT").code, GUARD_PQ_ANSWER);
     ck_assert_int_eq(guard_pq_query_int64(pq, "SELECT 1", 0), 1);
@@ -219,7 +213,7 @@ START_TEST(a_large_statement_to_a_server_that_does_not_read_ends_at_its_deadline
     memset(sql, ' ', size - 1);
     sql[size - 1] = '\0';
     server_reset();
-    wire_proxy *proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), atoi(getenv("GUARD_TEST_PG_PORT")), NULL);
+    wire_proxy *proxy = server_proxy();
     guard_pq_options options = {.statement_ms = 300, .rollback_ms = 300};
     guard_pq *pq = guard_pq_open(s, wire_proxy_conninfo(proxy), &options);
     wire_proxy_mark(proxy, 1);
@@ -247,7 +241,7 @@ START_TEST(a_bad_row_of_a_copy_is_told_with_its_line)
 {
     GUARD_AUTO(s);
     guard_error error;
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     copy_of_test = guard_pq_copy_in(s, pq, "COPY t FROM STDIN");
     guard_pq_copy_put(copy_of_test, "1\ta\nx\tb\n", 8);
     ck_assert_int_ne(guard_run(end_copy, NULL, &error), 0);
@@ -263,7 +257,7 @@ START_TEST(a_copy_in_and_out_carries_every_row)
     char line[32];
     const char *row;
     int64_t sum = 0;
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_pq_copy *copy = guard_pq_copy_in(s, pq, "COPY t(id) FROM STDIN");
     for (int i = 1; i <= 50000; i++) {
         guard_pq_copy_put(copy, line, (size_t)snprintf(line, sizeof(line), "%d\n", i));
@@ -281,7 +275,7 @@ END_TEST
 START_TEST(only_one_thing_is_in_flight)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_pq_stream *stream = guard_pq_stream_open(s, pq, "SELECT generate_series(1, 3)", NULL);
     ck_assert_int_eq(error_of(pq, "SELECT 1").code, GUARD_PQ_BUSY);
     for (int i = 1; i <= 3; i++) {
@@ -303,7 +297,7 @@ START_TEST(a_pipeline_answers_in_order_and_skips_what_follows_an_error_up_to_the
 {
     GUARD_AUTO(s);
     guard_error error;
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_pq_pipeline *pipeline = guard_pq_pipeline_open(s, pq);
     guard_pq_pipeline_send(pipeline, "SELECT 10", NULL);
     guard_pq_pipeline_send(pipeline, "SELECT 1/0", NULL);
@@ -325,7 +319,7 @@ END_TEST
 START_TEST(a_long_pipeline_does_not_block_on_answers_nobody_has_read)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_pq_pipeline *pipeline = guard_pq_pipeline_open(s, pq);
     for (int i = 0; i < 3000; i++) {
         guard_pq_pipeline_send(pipeline, "SELECT repeat('x', 5000)", NULL);
@@ -351,7 +345,7 @@ START_TEST(a_result_that_cannot_be_registered_is_not_asked_for)
     guard_error error;
     fault_memory_install();
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     fault_memory_fail_from(1);
     int code = guard_run(keep_many_results, pq, &error);
     int hit = fault_memory_was_hit();

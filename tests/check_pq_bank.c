@@ -227,8 +227,7 @@ START_TEST(the_sum_never_changes_and_every_transfer_told_is_there_or_not_as_told
                ">= 0)); CREATE TABLE transfer(id integer PRIMARY KEY)");
     snprintf(sql, sizeof(sql), "INSERT INTO account SELECT i, %d FROM generate_series(0, %d) i", MONEY, ACCOUNTS - 1);
     server_run(sql);
-    proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), atoi(getenv("GUARD_TEST_PG_PORT")), NULL);
-    ck_assert_ptr_nonnull(proxy);
+    proxy = server_proxy();
     for (int i = 0; i < THREADS; i++) {
         clerks[i].seed = seed + (unsigned)i + 1;
         clerks[i].marker = GUARD_PQ_MARKER_ROW;

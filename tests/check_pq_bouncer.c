@@ -11,7 +11,7 @@
 #include <guard/guard.h>
 #include <guard/guard_pq.h>
 
-#include "server.h"
+#include "pq_table.h"
 #include "suite.h"
 #include "wire_proxy.h"
 
@@ -25,13 +25,6 @@ static guard_pq *open_pq(guard_scope *s)
     return guard_pq_open(s, bouncer, NULL);
 }
 
-static void insert(guard_pq *pq, int id)
-{
-    char sql[64];
-    snprintf(sql, sizeof(sql), "INSERT INTO t VALUES (%d)", id);
-    guard_pq_exec(NULL, pq, sql);
-}
-
 /* Rows 1 and, in a savepoint, 2; a third is taken back. */
 static void work(guard_tx *tx, void *arg)
 {
@@ -39,12 +32,12 @@ static void work(guard_tx *tx, void *arg)
     GUARD_AUTO(s);
     guard_pq *pq = guard_pq_of(tx);
     guard_pq_lock(pq, 7, 0);
-    insert(pq, 1);
+    pq_insert(pq, 1);
     guard_tx *inner = guard_tx_begin_nested(s, tx);
-    insert(pq, 2);
+    pq_insert(pq, 2);
     guard_tx_commit(inner);
     inner = guard_tx_begin_savepoint(s, tx, "a \"name\"");
-    insert(pq, 3);
+    pq_insert(pq, 3);
     guard_tx_rollback(inner);
 }
 
@@ -143,7 +136,7 @@ END_TEST
 static void sleep_long(guard_tx *tx, void *arg)
 {
     (void)arg;
-    insert(guard_pq_of(tx), 1);
+    pq_insert(guard_pq_of(tx), 1);
     guard_pq_statement_ms(guard_pq_of(tx), 100);
     guard_pq_exec(NULL, guard_pq_of(tx), "SELECT pg_sleep(60)");
 }
@@ -217,7 +210,7 @@ START_TEST(a_pool_works_through_it)
         GUARD_AUTO(inner);
         guard_pq *pq = guard_pq_pool_take(inner, pool, 0);
         guard_pq_begin(inner, pq, NULL);
-        insert(pq, 1);
+        pq_insert(pq, 1);
     }
     ck_assert_int_eq(server_rows(1), 0);
 }

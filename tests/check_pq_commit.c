@@ -14,6 +14,7 @@
 #include <guard/guard.h>
 #include <guard/guard_pq.h>
 
+#include "calls.h"
 #include "server.h"
 #include "suite.h"
 #include "wire_proxy.h"
@@ -25,8 +26,7 @@ static wire_proxy *proxy;
 static void open_proxy(void)
 {
     server_reset();
-    proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), atoi(getenv("GUARD_TEST_PG_PORT")), NULL);
-    ck_assert_ptr_nonnull(proxy);
+    proxy = server_proxy();
 }
 
 /* ------------------------------------------------------------------------------------------- one transaction */
@@ -82,17 +82,9 @@ static guard_pq_tx_options options_for(int marker, char key[16], int id)
     return options;
 }
 
-/* Nobody but us is in a transaction any more: what is in the table now stays so. */
-static void wait_until_settled(void)
-{
-    server_wait("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND "
-                "pid <> pg_backend_pid() AND backend_xid IS NOT NULL",
-                0);
-}
-
 static void check_told(const work *w, int may_doubt, const char *what)
 {
-    wait_until_settled();
+    server_wait_settled();
     int64_t rows = server_rows(w->id);
     guard_outcome told = w->result.outcome;
     int true_told = (told == GUARD_COMMITTED && rows == 1) || (told == GUARD_ROLLED_BACK && rows == 0) ||
@@ -190,7 +182,7 @@ START_TEST(a_commit_that_arrives_after_its_transaction_was_resolved_fails)
     ck_assert(wire_proxy_wait(proxy, w.wire, WIRE_SERVER_GONE, 0, WAIT_MS));
     size_t length = wire_proxy_withheld(proxy, w.wire, WIRE_TO_CLIENT, answer, sizeof(answer));
     ck_assert_ptr_nonnull(memmem(answer, length, "C23505", 7));
-    wait_until_settled();
+    server_wait_settled();
     ck_assert_int_eq(server_rows(1), 0);
     wire_proxy_close(proxy);
 }
@@ -396,11 +388,6 @@ START_TEST(a_server_that_is_away_leaves_it_in_doubt_and_another_process_resolves
 }
 END_TEST
 
-static void commit_it(void *tx)
-{
-    guard_tx_commit(tx);
-}
-
 static void count_call(void *count)
 {
     ++*(int *)count;
@@ -419,7 +406,7 @@ START_TEST(hooks_of_a_transaction_in_doubt_run_when_its_handle_is_resolved)
     write_row(tx, &w);
     guard_tx_on_commit(tx, count_call, &calls);
     lose_the_answer_and_the_server(&w);
-    ck_assert_int_ne(guard_run(commit_it, tx, &error), 0);
+    ck_assert_int_ne(guard_run(call_commit, tx, &error), 0);
     ck_assert_int_eq(guard_tx_outcome(tx), GUARD_IN_DOUBT);
     ck_assert_int_eq(calls, 0);
     wire_proxy_admit(proxy, WIRE_ADMIT);

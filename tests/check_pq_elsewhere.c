@@ -21,15 +21,7 @@ static wire_proxy *proxy;
 static void open_proxy(void)
 {
     server_reset();
-    proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), atoi(getenv("GUARD_TEST_PG_PORT")), NULL);
-    ck_assert_ptr_nonnull(proxy);
-}
-
-static void wait_until_settled(void)
-{
-    server_wait("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND "
-                "pid <> pg_backend_pid() AND (backend_xid IS NOT NULL OR state = 'active')",
-                0);
+    proxy = server_proxy();
 }
 
 /* Statements one after the other, each on its own; the answer to the last one may get lost. */
@@ -98,7 +90,7 @@ START_TEST(an_end_in_sql_of_the_programs_own_is_told_as_it_was)
             guard_outcome told = transact_script(&p, &options, &result);
             ck_assert_msg(told == cases[i].outcome, "case %zu: %s", i, guard_outcome_name(told));
             ck_assert_msg(result.notes & GUARD_NOTE_ENDED_ELSEWHERE, "case %zu: no note", i);
-            wait_until_settled();
+            server_wait_settled();
             ck_assert_msg(server_rows(1) == cases[i].kept, "case %zu: %d rows", i, (int)server_rows(1));
             if (told == GUARD_PREPARED) {
                 server_run("ROLLBACK PREPARED 'of the program'");
@@ -197,7 +189,7 @@ START_TEST(lost_sql_that_may_have_ended_it_is_never_told_wrong)
         server_run("DELETE FROM t");
         guard_outcome told = transact_script(&p, &options, &result);
         ck_assert_msg(told == cases[i].outcome, "%s: %s", cases[i].sql, guard_outcome_name(told));
-        wait_until_settled();
+        server_wait_settled();
         ck_assert_msg(told == GUARD_IN_DOUBT || server_rows(1) == 0, "%s: the row is there", cases[i].sql);
         ck_assert_msg(told != GUARD_IN_DOUBT || (result.notes & GUARD_NOTE_ENDED_ELSEWHERE), "%s", cases[i].sql);
         if (strstr(cases[i].sql, "PREPARE") != NULL) {
@@ -305,7 +297,7 @@ START_TEST(a_lost_commit_is_in_doubt_however_the_program_has_sent_it)
         guard_outcome told = guard_pq_transact(pq, bodies[i], &p, NULL, &result);
         ck_assert_msg(told == GUARD_IN_DOUBT, "body %zu: %s", i, guard_outcome_name(told));
         ck_assert(result.notes & GUARD_NOTE_ENDED_ELSEWHERE);
-        wait_until_settled();
+        server_wait_settled();
         ck_assert_int_eq(server_rows(1), 1);
     }
     wire_proxy_close(proxy);
@@ -346,7 +338,7 @@ START_TEST(a_read_only_transaction_that_was_made_to_write_is_seen_as_that)
             }
             guard_outcome told = guard_pq_transact(pq, write_in_spite, &p, &options, &result);
             ck_assert_uint_eq(result.notes & GUARD_NOTE_NO_ROW_WRITTEN, 0);
-            wait_until_settled();
+            server_wait_settled();
             int64_t rows = server_rows(1);
             ck_assert_msg((told == GUARD_COMMITTED && rows == 1) || (told == GUARD_ROLLED_BACK && rows == 0) ||
                               (told == GUARD_IN_DOUBT && i < 2),

@@ -8,47 +8,21 @@
 #include <guard/guard.h>
 #include <guard/guard_pq.h>
 
-#include "server.h"
+#include "pq_table.h"
 #include "suite.h"
-
-static guard_pq *open_pq(guard_scope *s)
-{
-    server_reset();
-    return guard_pq_open(s, "", NULL);
-}
-
-static void insert(guard_pq *pq, int id)
-{
-    char sql[64];
-    snprintf(sql, sizeof(sql), "INSERT INTO t VALUES (%d)", id);
-    guard_pq_exec(NULL, pq, sql);
-}
-
-static void insert_two(guard_tx *tx, void *arg)
-{
-    (void)arg;
-    insert(guard_pq_of(tx), 2);
-}
-
-static void begin_with_marker(void *pq)
-{
-    GUARD_AUTO(s);
-    guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW};
-    guard_pq_begin(s, pq, &options);
-}
 
 START_TEST(a_missing_marker_table_is_a_clear_panic_at_begin)
 {
     GUARD_AUTO(s);
     guard_error error;
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     server_run("DROP TABLE guard_marker");
-    ck_assert_int_ne(guard_run(begin_with_marker, pq, &error), 0);
+    ck_assert_int_ne(guard_run(pq_begin_with_row, pq, &error), 0);
     ck_assert_int_eq(error.domain, GUARD_PQ);
     ck_assert_int_eq(error.code, GUARD_PQ_MARKER);
     ck_assert_ptr_nonnull(strstr(error.message, "public.guard_marker does not exist"));
     guard_pq_marker_install(pq, NULL);
-    ck_assert_int_eq(guard_run(begin_with_marker, pq, &error), 0);
+    ck_assert_int_eq(guard_run(pq_begin_with_row, pq, &error), 0);
 }
 END_TEST
 
@@ -58,16 +32,16 @@ START_TEST(an_ordinary_role_uses_the_marker_table_that_was_granted_to_it)
     guard_error error;
     guard_result result;
     guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW};
-    guard_pq *owner = open_pq(s);
+    guard_pq *owner = pq_open(s);
     server_run("DROP TABLE guard_marker; DROP ROLE IF EXISTS \"plain \"\"role\"; CREATE ROLE \"plain \"\"role\" LOGIN; "
                "GRANT INSERT ON t TO \"plain \"\"role\"");
     guard_pq *pq = guard_pq_open(s, "user='plain \"role'", NULL);
     guard_pq_marker_install(owner, NULL);
-    ck_assert_int_ne(guard_run(begin_with_marker, pq, &error), 0);
+    ck_assert_int_ne(guard_run(pq_begin_with_row, pq, &error), 0);
     ck_assert_int_eq(error.code, GUARD_PQ_MARKER);
     ck_assert_ptr_nonnull(strstr(error.message, "may not be used"));
     guard_pq_marker_install(owner, "plain \"role");
-    ck_assert_int_eq(guard_pq_transact(pq, insert_two, NULL, &options, &result), GUARD_COMMITTED);
+    ck_assert_int_eq(guard_pq_transact(pq, pq_insert_two, NULL, &options, &result), GUARD_COMMITTED);
     guard_pq_close(pq);
     server_run("DROP OWNED BY \"plain \"\"role\"; DROP ROLE \"plain \"\"role\"");
 }
@@ -78,14 +52,14 @@ static int next_id;
 static void insert_next(guard_tx *tx, void *arg)
 {
     (void)arg;
-    insert(guard_pq_of(tx), ++next_id);
+    pq_insert(guard_pq_of(tx), ++next_id);
 }
 
 START_TEST(a_session_keeps_one_marker_row_and_takes_it_back_at_its_end)
 {
     GUARD_AUTO(s);
     guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW};
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     for (int i = 0; i < 5; i++) {
         ck_assert_int_eq(guard_pq_transact(pq, insert_next, NULL, &options, NULL), GUARD_COMMITTED);
         ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker"), 2); /* and the table's own */
@@ -112,16 +86,16 @@ static void commit_with_marker(guard_pq *pq, guard_tx_fn *body)
 START_TEST(a_program_that_takes_the_markers_statements_away_commits_all_the_same)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     commit_with_marker(pq, insert_next);
     guard_pq_exec(NULL, pq, "DISCARD ALL");
     commit_with_marker(pq, insert_next);
-    pq = open_pq(s);
+    pq = pq_open(s);
     server_run("DELETE FROM guard_marker WHERE made < 'infinity'");
     commit_with_marker(pq, deallocate_and_insert);
     commit_with_marker(pq, insert_next);
     /* Their names may be the program's own. */
-    pq = open_pq(s);
+    pq = pq_open(s);
     server_run("DELETE FROM guard_marker WHERE made < 'infinity'");
     guard_pq_exec(NULL, pq, "PREPARE guard_marker_put (uuid, bigint) AS SELECT $1, $2");
     commit_with_marker(pq, insert_next);
@@ -135,7 +109,7 @@ START_TEST(a_prepared_transaction_with_a_marker_does_not_block_the_next_of_its_s
     guard_pq_tx_options prepare = {.prepare_as = "later", .marker = GUARD_PQ_MARKER_ROW};
     guard_pq_tx_options next = {.marker = GUARD_PQ_MARKER_ROW, .commit_ms = 20000};
     guard_result result;
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     ck_assert_int_eq(guard_pq_transact(pq, insert_next, NULL, &next, NULL), GUARD_COMMITTED);
     ck_assert_int_eq(guard_pq_transact(pq, insert_next, NULL, &prepare, NULL), GUARD_PREPARED);
     guard_pq_exec(NULL, pq, "SET lock_timeout = 1000"); /* what would wait for it fails */

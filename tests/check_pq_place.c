@@ -10,7 +10,7 @@
 #include <guard/guard.h>
 #include <guard/guard_pq.h>
 
-#include "server.h"
+#include "pq_table.h"
 #include "suite.h"
 #include "wire_proxy.h"
 
@@ -155,13 +155,6 @@ START_TEST(a_row_that_is_there_and_what_leaves_the_table_the_same_are_believed)
 }
 END_TEST
 
-static void begin_with_row(void *pq)
-{
-    GUARD_AUTO(s);
-    guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW};
-    guard_pq_begin(s, pq, &options);
-}
-
 START_TEST(a_marker_table_without_its_own_row_is_a_clear_panic_at_begin)
 {
     GUARD_AUTO(s);
@@ -169,11 +162,11 @@ START_TEST(a_marker_table_without_its_own_row_is_a_clear_panic_at_begin)
     server_reset();
     server_run("TRUNCATE guard_marker");
     guard_pq *pq = guard_pq_open(s, "", NULL);
-    ck_assert_int_ne(guard_run(begin_with_row, pq, &error), 0);
+    ck_assert_int_ne(guard_run(pq_begin_with_row, pq, &error), 0);
     ck_assert_int_eq(error.code, GUARD_PQ_MARKER);
     ck_assert_ptr_nonnull(strstr(error.message, "was emptied"));
     guard_pq_marker_install(pq, NULL);
-    ck_assert_int_eq(guard_run(begin_with_row, pq, &error), 0);
+    ck_assert_int_eq(guard_run(pq_begin_with_row, pq, &error), 0);
 }
 END_TEST
 
@@ -185,12 +178,6 @@ static void insert_and_lose(guard_tx *tx, void *arg)
     wire_proxy_cut_after(l->proxy, l->wire, WIRE_TO_CLIENT, 0, WIRE_RST | WIRE_DRAIN);
 }
 
-static void do_nothing(guard_tx *tx, void *arg)
-{
-    (void)tx;
-    (void)arg;
-}
-
 /* Two tables of that name; the resolver's connection has the search_path that the first one had. */
 START_TEST(a_search_path_that_is_set_later_does_not_part_the_marker_from_its_resolver)
 {
@@ -198,11 +185,11 @@ START_TEST(a_search_path_that_is_set_later_does_not_part_the_marker_from_its_res
     server_reset();
     server_run("DROP SCHEMA IF EXISTS app CASCADE; CREATE SCHEMA app; CREATE TABLE app.guard_marker (LIKE guard_marker "
                "INCLUDING ALL)");
-    lost l = {.proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), main_port(), NULL)};
+    lost l = {.proxy = server_proxy()};
     guard_pq_options options = {.marker = GUARD_PQ_MARKER_ROW, .marker_table = "guard_marker"};
     guard_pq *pq = guard_pq_open(s, wire_proxy_conninfo(l.proxy), &options);
     l.wire = wire_proxy_connections(l.proxy);
-    ck_assert_int_eq(guard_pq_transact(pq, do_nothing, NULL, NULL, NULL), GUARD_COMMITTED);
+    ck_assert_int_eq(guard_pq_transact(pq, pq_do_nothing, NULL, NULL, NULL), GUARD_COMMITTED);
     guard_pq_exec(NULL, pq, "SET search_path = app");
     ck_assert_int_eq(guard_pq_transact(pq, insert_and_lose, &l, NULL, &l.result), GUARD_COMMITTED);
     ck_assert(l.result.notes & GUARD_NOTE_RESOLVED);
@@ -481,7 +468,7 @@ static void lose_commit_prepared(void)
     GUARD_AUTO(s);
     char text[200];
     guard_error error;
-    wire_proxy *proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), main_port(), NULL);
+    wire_proxy *proxy = server_proxy();
     server_run("BEGIN; INSERT INTO t VALUES (50); PREPARE TRANSACTION 'gone'");
     give_numbers_until((int)server_number("SELECT transaction::text FROM pg_prepared_xacts"));
     snprintf(text, sizeof(text), "host=%s,%s port=%d,%d", wire_proxy_host(proxy), getenv("GUARD_TEST_PG_SOCKET"),

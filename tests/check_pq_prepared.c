@@ -24,20 +24,12 @@ static wire_proxy *proxy;
 static void open_proxy(void)
 {
     server_reset();
-    proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), atoi(getenv("GUARD_TEST_PG_PORT")), NULL);
-    ck_assert_ptr_nonnull(proxy);
+    proxy = server_proxy();
 }
 
 static int64_t listed(void)
 {
     return server_number("SELECT count(*) FROM pg_prepared_xacts");
-}
-
-static void wait_until_settled(void)
-{
-    server_wait("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND "
-                "pid <> pg_backend_pid() AND (backend_xid IS NOT NULL OR state = 'active')",
-                0);
 }
 
 /* Where and how the wire breaks. */
@@ -144,7 +136,7 @@ static int cut_preparing(int marker, size_t way, int first_id, int outcomes[GUAR
         fired = wire_proxy_fired(proxy, c.wire, c.direction);
         places += fired;
         outcomes[told]++;
-        wait_until_settled();
+        server_wait_settled();
         int64_t found = listed();
         ck_assert_msg((told == GUARD_PREPARED && found == 1) || (told == GUARD_ROLLED_BACK && found == 0),
                       "marker %d, way %zu, byte %d: told \"%s\" (%s), %d listed", marker, way, (int)n,
@@ -275,7 +267,7 @@ static int cut_second_phase(bool commits, size_t way, int first_id, uint64_t beg
         fired = wire_proxy_fired(proxy, c.wire, c.direction);
         places += fired;
         *failures += code != 0;
-        wait_until_settled();
+        server_wait_settled();
         ck_assert_msg((code == 0) == (listed() == 0), "way %zu, byte %d: %s, %d listed", way, (int)n,
                       code == 0 ? "done" : error.message, (int)listed());
         ck_assert_msg(code == 0 || error.domain == GUARD_PQ, "way %zu, byte %d: %s", way, (int)n, error.message);

@@ -11,37 +11,8 @@
 #include <guard/guard.h>
 #include <guard/guard_pq.h>
 
-#include "server.h"
+#include "pq_table.h"
 #include "suite.h"
-
-static guard_pq *open_pq(guard_scope *s)
-{
-    server_reset();
-    return guard_pq_open(s, "", NULL);
-}
-
-static void insert(guard_pq *pq, int id)
-{
-    char sql[64];
-    snprintf(sql, sizeof(sql), "INSERT INTO t VALUES (%d)", id);
-    guard_pq_exec(NULL, pq, sql);
-}
-
-static int status_of(guard_pq *pq)
-{
-    return PQtransactionStatus(guard_pq_raw(pq));
-}
-
-static void release_gone(void *pq)
-{
-    guard_pq_exec(NULL, pq, "ROLLBACK TO guard_1");
-}
-
-static void insert_two(guard_tx *tx, void *arg)
-{
-    (void)arg;
-    insert(guard_pq_of(tx), 2);
-}
 
 /* ------------------------------------------------------------------------------------------------------ 28 */
 
@@ -49,7 +20,7 @@ static void swallow_an_error(guard_tx *tx, void *arg)
 {
     (void)arg;
     PGconn *raw = guard_pq_raw(guard_pq_of(tx));
-    insert(guard_pq_of(tx), 1);
+    pq_insert(guard_pq_of(tx), 1);
     PQclear(PQexec(raw, "INSERT INTO t VALUES (1)"));
     PQclear(PQexec(raw, "INSERT INTO t VALUES (2)")); /* 25P02, which is not why */
 }
@@ -58,13 +29,13 @@ START_TEST(a_swallowed_error_and_then_commit_is_rolled_back_with_that_errors_sql
 {
     GUARD_AUTO(s);
     guard_result result;
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     ck_assert_int_eq(guard_pq_transact(pq, swallow_an_error, NULL, NULL, &result), GUARD_ROLLED_BACK);
     ck_assert_int_eq(result.error.domain, GUARD_TX);
     ck_assert_int_eq(result.error.code, GUARD_TX_ROLLED_BACK);
     ck_assert_str_eq(result.error.sqlstate, "23505");
     ck_assert_str_eq(result.error.constraint, "t_pkey");
-    ck_assert_int_eq(status_of(pq), PQTRANS_IDLE);
+    ck_assert_int_eq(pq_status(pq), PQTRANS_IDLE);
     ck_assert_int_eq(server_rows(1), 0);
 }
 END_TEST
@@ -82,11 +53,11 @@ START_TEST(a_commit_sent_as_sql_is_told_as_ended_elsewhere_and_later_statements_
                 {"SAVEPOINT a; ROLLBACK TO a; COMMIT", GUARD_COMMITTED}};
     for (size_t i = 0; i < sizeof(ends) / sizeof(*ends); i++) {
         GUARD_AUTO(inner);
-        guard_pq *pq = open_pq(inner);
+        guard_pq *pq = pq_open(inner);
         guard_tx *tx = guard_pq_begin(inner, pq, NULL);
-        insert(pq, 1);
+        pq_insert(pq, 1);
         PQclear(PQexec(guard_pq_raw(pq), ends[i].sql));
-        ck_assert_int_ne(guard_run(release_gone, pq, &error), 0);
+        ck_assert_int_ne(guard_run(pq_roll_back_to_first, pq, &error), 0);
         ck_assert_msg(error.domain == GUARD_TX && error.code == GUARD_TX_OVER, "%s: %s", ends[i].sql, error.message);
         ck_assert_msg(guard_tx_outcome(tx) == ends[i].outcome, "%s: %s", ends[i].sql,
                       guard_outcome_name(guard_tx_outcome(tx)));
@@ -99,7 +70,7 @@ END_TEST
 /* A COMMIT that is in flight when the body fails: whatever the server made of it is what is told. */
 static void send_a_commit_and_panic(guard_tx *tx, void *arg)
 {
-    insert(guard_pq_of(tx), 1);
+    pq_insert(guard_pq_of(tx), 1);
     ck_assert_int_eq(PQsendQuery(guard_pq_raw(guard_pq_of(tx)), arg), 1);
     guard_panic(9, "and gone");
 }
@@ -110,7 +81,7 @@ START_TEST(a_commit_in_flight_when_the_body_fails_is_told_as_it_ended)
     for (size_t i = 0; i < sizeof sent / sizeof *sent; i++) {
         GUARD_AUTO(s);
         guard_result result;
-        guard_pq *pq = open_pq(s);
+        guard_pq *pq = pq_open(s);
         guard_outcome outcome = guard_pq_transact(pq, send_a_commit_and_panic, sent[i], NULL, &result);
         int64_t rows = server_rows(1);
         ck_assert_msg(outcome == (rows == 1 ? GUARD_COMMITTED : GUARD_ROLLED_BACK), "%s: %s, and %d rows", sent[i],
@@ -124,7 +95,7 @@ END_TEST
 static void break_a_deferred_constraint(guard_tx *tx, void *arg)
 {
     (void)arg;
-    insert(guard_pq_of(tx), 1);
+    pq_insert(guard_pq_of(tx), 1);
     guard_pq_exec(NULL, guard_pq_of(tx), "INSERT INTO later VALUES (77)");
 }
 
@@ -133,7 +104,7 @@ static void check_deferred(int marker)
     GUARD_AUTO(s);
     guard_result result;
     guard_pq_tx_options options = {.marker = marker};
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     server_run("CREATE TABLE IF NOT EXISTS parent(id integer PRIMARY KEY);"
                "DROP TABLE IF EXISTS later; CREATE TABLE later(id integer CONSTRAINT later_parent REFERENCES parent "
                "DEFERRABLE "
@@ -142,7 +113,7 @@ static void check_deferred(int marker)
     ck_assert_int_eq(result.error.domain, GUARD_PQ);
     ck_assert_str_eq(result.error.sqlstate, "23503");
     ck_assert_str_eq(result.error.constraint, "later_parent");
-    ck_assert_int_eq(status_of(pq), PQTRANS_IDLE);
+    ck_assert_int_eq(pq_status(pq), PQTRANS_IDLE);
     /* The failed COMMIT was the last that was sent: no ROLLBACK behind it. */
     char sql[160];
     snprintf(sql, sizeof(sql), "SELECT (query LIKE '%%COMMIT')::int FROM pg_stat_activity WHERE pid = %d",
@@ -167,7 +138,7 @@ typedef struct skew {
 static void read_and_write(guard_pq *pq, int id)
 {
     guard_pq_query_int64(pq, "SELECT count(*) FROM t", 0);
-    insert(pq, id);
+    pq_insert(pq, id);
 }
 
 static void write_skew(guard_tx *tx, void *arg)
@@ -195,7 +166,7 @@ START_TEST(a_serialization_failure_at_commit_runs_the_whole_body_again)
     skew w = {0};
     guard_result result;
     guard_pq_tx_options options = {.isolation = GUARD_PQ_SERIALIZABLE, .marker = GUARD_PQ_MARKER_ROW};
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     ck_assert_int_eq(guard_pq_transact(pq, write_skew, &w, &options, &result), GUARD_COMMITTED);
     ck_assert_int_eq(w.runs, 2);
     ck_assert_uint_eq(result.attempts, 2);
@@ -210,7 +181,7 @@ START_TEST(a_swallowed_serialization_failure_runs_the_whole_body_again)
     skew w = {.swallow = 1};
     guard_result result;
     guard_pq_tx_options options = {.isolation = GUARD_PQ_SERIALIZABLE};
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     ck_assert_int_eq(guard_pq_transact(pq, write_skew, &w, &options, &result), GUARD_COMMITTED);
     ck_assert_int_eq(w.runs, 2);
 }
@@ -219,7 +190,7 @@ END_TEST
 START_TEST(the_isolation_and_access_asked_for_are_in_force)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_pq_tx_options options = {.isolation = GUARD_PQ_SERIALIZABLE,
                                    .flags = GUARD_PQ_READ_ONLY | GUARD_PQ_DEFERRABLE};
     guard_tx *tx = guard_pq_begin(s, pq, &options);
@@ -248,7 +219,7 @@ static void terminate_backend(PGconn *conn)
 static void lose_the_connection(guard_tx *tx, void *arg)
 {
     (void)arg;
-    insert(guard_pq_of(tx), 1);
+    pq_insert(guard_pq_of(tx), 1);
     terminate_backend(guard_pq_raw(guard_pq_of(tx)));
 }
 
@@ -256,13 +227,13 @@ START_TEST(a_connection_that_is_dead_before_commit_is_sent_is_rolled_back_and_no
 {
     GUARD_AUTO(s);
     guard_result result;
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     ck_assert_int_eq(guard_pq_transact(pq, lose_the_connection, NULL, NULL, &result), GUARD_ROLLED_BACK);
     ck_assert_int_eq(result.error.domain, GUARD_PQ);
     ck_assert_int_eq(result.error.code, GUARD_PQ_CONNECTION);
     ck_assert_uint_eq(result.attempts, 1);
     ck_assert_int_eq(server_rows(1), 0);
-    ck_assert_int_eq(guard_pq_transact(pq, insert_two, NULL, NULL, &result), GUARD_ROLLED_BACK);
+    ck_assert_int_eq(guard_pq_transact(pq, pq_insert_two, NULL, NULL, &result), GUARD_ROLLED_BACK);
     ck_assert_int_eq(result.error.code, GUARD_PQ_CONNECTION);
 }
 END_TEST
@@ -274,7 +245,7 @@ START_TEST(an_adopted_connection_that_the_program_closes_is_rolled_back)
     PGconn *raw = server_connect("");
     guard_pq *pq = guard_pq_adopt(s, raw, NULL);
     guard_tx *tx = guard_pq_begin(s, pq, NULL);
-    insert(pq, 1);
+    pq_insert(pq, 1);
     PQfinish(raw);
     ck_assert_ptr_null(guard_pq_raw(pq));
     ck_assert_int_eq(guard_tx_outcome(tx), GUARD_ROLLED_BACK);

@@ -11,30 +11,9 @@
 #include <guard/guard.h>
 #include <guard/guard_pq.h>
 
-#include "server.h"
+#include "calls.h"
+#include "pq_table.h"
 #include "suite.h"
-
-static guard_pq *open_pq(guard_scope *s)
-{
-    server_reset();
-    return guard_pq_open(s, "", NULL);
-}
-
-static void commit_it(void *tx)
-{
-    guard_tx_commit(tx);
-}
-
-static void roll_it_back(void *tx)
-{
-    guard_tx_rollback(tx);
-}
-
-static void do_nothing(guard_tx *tx, void *arg)
-{
-    (void)tx;
-    (void)arg;
-}
 
 /* The connection is at rest and works. */
 static void check_idle(guard_pq *pq)
@@ -57,7 +36,7 @@ static void roll_back_quickly(guard_pq *pq, guard_tx *tx)
 {
     guard_error error;
     int64_t begun = now_ms();
-    ck_assert_msg(guard_run(roll_it_back, tx, &error) == 0, "%s", error.message);
+    ck_assert_msg(guard_run(call_rollback, tx, &error) == 0, "%s", error.message);
     ck_assert_int_lt(now_ms() - begun, 30000);
     ck_assert_int_eq(guard_tx_outcome(tx), GUARD_ROLLED_BACK);
     check_idle(pq);
@@ -68,7 +47,7 @@ static void roll_back_quickly(guard_pq *pq, guard_tx *tx)
 static void commit_is_refused(guard_tx *tx)
 {
     guard_error error;
-    ck_assert_int_ne(guard_run(commit_it, tx, &error), 0);
+    ck_assert_int_ne(guard_run(call_commit, tx, &error), 0);
     ck_assert_int_eq(error.domain, GUARD_PQ);
     ck_assert_int_eq(error.code, GUARD_PQ_BUSY);
     ck_assert_int_eq(guard_tx_outcome(tx), GUARD_OPEN);
@@ -77,7 +56,7 @@ static void commit_is_refused(guard_tx *tx)
 START_TEST(a_commit_while_copy_in_is_open_is_refused_and_possible_after_its_end)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = begin_and_insert(s, pq);
     guard_pq_copy *copy = guard_pq_copy_in(s, pq, "COPY t FROM STDIN");
     guard_pq_copy_put(copy, "2\tx\n", 4);
@@ -91,7 +70,7 @@ END_TEST
 START_TEST(a_commit_while_a_raw_copy_in_is_open_is_refused_and_rolled_back)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = begin_and_insert(s, pq);
     PQclear(PQexec(guard_pq_raw(pq), "COPY t FROM STDIN"));
     ck_assert_int_eq(PQputCopyData(guard_pq_raw(pq), "2\tx\n", 4), 1);
@@ -104,7 +83,7 @@ END_TEST
 START_TEST(a_copy_in_whose_scope_closes_is_given_up)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     {
         GUARD_AUTO(inner);
         guard_pq_copy *copy = guard_pq_copy_in(inner, pq, "COPY t FROM STDIN");
@@ -121,7 +100,7 @@ START_TEST(a_copy_out_open_at_rollback_is_cancelled_and_drained)
 {
     GUARD_AUTO(s);
     const char *row;
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = begin_and_insert(s, pq);
     guard_pq_copy *copy = guard_pq_copy_out(s, pq,
                                             "COPY (SELECT repeat('x', 1000), generate_series(1, 100000000)) TO STDOUT");
@@ -133,7 +112,7 @@ END_TEST
 START_TEST(a_raw_copy_out_open_at_rollback_is_cancelled_and_drained)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = begin_and_insert(s, pq);
     PQclear(PQexec(guard_pq_raw(pq), "COPY (SELECT repeat('x', 1000), generate_series(1, 100000000)) TO STDOUT"));
     roll_back_quickly(pq, tx);
@@ -143,7 +122,7 @@ END_TEST
 START_TEST(a_stream_open_at_rollback_is_cancelled_and_drained)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = begin_and_insert(s, pq);
     guard_pq_stream *stream = guard_pq_stream_open(s, pq, "SELECT repeat('x', 1000), generate_series(1, 100000000)",
                                                    NULL);
@@ -156,7 +135,7 @@ END_TEST
 START_TEST(a_raw_single_row_result_open_at_rollback_is_cancelled_and_drained)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = begin_and_insert(s, pq);
     PGconn *raw = guard_pq_raw(pq);
     ck_assert(PQsendQuery(raw, "SELECT repeat('x', 1000), generate_series(1, 100000000)"));
@@ -169,7 +148,7 @@ END_TEST
 START_TEST(a_savepoint_is_rolled_back_with_a_copy_in_flight_and_the_outer_rows_commit)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = begin_and_insert(s, pq);
     guard_tx *nested = guard_tx_begin_nested(s, tx);
     guard_pq_exec(NULL, pq, "INSERT INTO t VALUES (2)");
@@ -186,7 +165,7 @@ END_TEST
 START_TEST(a_running_statement_at_rollback_is_cancelled)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = begin_and_insert(s, pq);
     ck_assert(PQsendQuery(guard_pq_raw(pq), "SELECT pg_sleep(60)"));
     roll_back_quickly(pq, tx);
@@ -202,7 +181,7 @@ START_TEST(a_statement_past_its_deadline_is_cancelled_and_the_transaction_can_be
 {
     GUARD_AUTO(s);
     guard_error error;
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = begin_and_insert(s, pq);
     guard_pq_statement_ms(pq, 100);
     int64_t begun = now_ms();
@@ -227,7 +206,7 @@ START_TEST(a_server_that_is_stopped_does_not_hold_a_rollback_past_its_deadline)
 {
     GUARD_AUTO(s);
     guard_error error;
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_pq_tx_options options = {.rollback_ms = 500};
     int pids[3] = {server_pid(guard_pq_raw(pq)), server_postmaster(), 0};
     guard_tx *tx = guard_pq_begin(s, pq, &options);
@@ -235,7 +214,7 @@ START_TEST(a_server_that_is_stopped_does_not_hold_a_rollback_past_its_deadline)
     ck_assert(PQsendQuery(guard_pq_raw(pq), "SELECT pg_sleep(60)"));
     stop_processes(pids, SIGSTOP);
     int64_t begun = now_ms();
-    int code = guard_run(roll_it_back, tx, &error);
+    int code = guard_run(call_rollback, tx, &error);
     int64_t took = now_ms() - begun;
     guard_outcome outcome = guard_tx_outcome(tx);
     uint32_t notes = guard_tx_result(tx)->notes;
@@ -256,15 +235,15 @@ START_TEST(nothing_is_begun_on_a_connection_whose_rollback_failed)
     GUARD_AUTO(s);
     guard_error error;
     guard_result result;
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_pq_tx_options options = {.rollback_ms = 100};
     guard_tx *tx = guard_pq_begin(s, pq, &options);
     int pids[2] = {server_pid(guard_pq_raw(pq)), 0};
     stop_processes(pids, SIGSTOP);
-    int code = guard_run(roll_it_back, tx, &error);
+    int code = guard_run(call_rollback, tx, &error);
     stop_processes(pids, SIGCONT);
     ck_assert_int_ne(code, 0);
-    ck_assert_int_eq(guard_pq_transact(pq, do_nothing, NULL, NULL, &result), GUARD_ROLLED_BACK);
+    ck_assert_int_eq(guard_pq_transact(pq, pq_do_nothing, NULL, NULL, &result), GUARD_ROLLED_BACK);
     ck_assert_int_eq(result.error.domain, GUARD_TX);
     ck_assert_int_eq(result.error.code, GUARD_TX_POISONED);
 }
@@ -275,7 +254,7 @@ END_TEST
 START_TEST(an_aborted_pipeline_at_rollback_is_synced_and_drained)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = begin_and_insert(s, pq);
     guard_pq_pipeline *pipeline = guard_pq_pipeline_open(s, pq);
     guard_pq_pipeline_send(pipeline, "INSERT INTO t VALUES (2)", NULL);
@@ -289,7 +268,7 @@ END_TEST
 START_TEST(a_raw_pipeline_at_rollback_is_synced_and_drained)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = begin_and_insert(s, pq);
     PGconn *raw = guard_pq_raw(pq);
     ck_assert(PQenterPipelineMode(raw));
@@ -307,7 +286,7 @@ END_TEST
 START_TEST(a_pipeline_that_still_runs_at_rollback_is_cancelled)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = begin_and_insert(s, pq);
     guard_pq_pipeline *pipeline = guard_pq_pipeline_open(s, pq);
     guard_pq_pipeline_send(pipeline, "SELECT pg_sleep(60)", NULL);
@@ -351,7 +330,7 @@ static void *go_on_after_cancel(void *arg)
 START_TEST(a_cancel_that_comes_before_its_statement_is_sent_again)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = begin_and_insert(s, pq);
     int pid = server_pid(guard_pq_raw(pq));
     pthread_t thread;

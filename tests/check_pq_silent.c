@@ -16,8 +16,7 @@ static wire_proxy *proxy;
 
 static void open_proxy(void)
 {
-    proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), atoi(getenv("GUARD_TEST_PG_PORT")), NULL);
-    ck_assert_ptr_nonnull(proxy);
+    proxy = server_proxy();
 }
 
 /* --------------------------------------------------------------------------------------------------- connecting -- */

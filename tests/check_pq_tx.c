@@ -10,36 +10,9 @@
 #include <guard/guard.h>
 #include <guard/guard_pq.h>
 
-#include "server.h"
+#include "calls.h"
+#include "pq_table.h"
 #include "suite.h"
-
-static guard_pq *open_pq(guard_scope *s)
-{
-    server_reset();
-    return guard_pq_open(s, "", NULL);
-}
-
-static void insert(guard_pq *pq, int id)
-{
-    char sql[64];
-    snprintf(sql, sizeof(sql), "INSERT INTO t VALUES (%d)", id);
-    guard_pq_exec(NULL, pq, sql);
-}
-
-static void commit_it(void *tx)
-{
-    guard_tx_commit(tx);
-}
-
-static void roll_it_back(void *tx)
-{
-    guard_tx_rollback(tx);
-}
-
-static int status_of(guard_pq *pq)
-{
-    return PQtransactionStatus(guard_pq_raw(pq));
-}
 
 /* Statements that the server has seen: none may be sent where a call is refused. */
 static int64_t statements_sent(guard_pq *pq)
@@ -55,13 +28,13 @@ static int64_t statements_sent(guard_pq *pq)
 START_TEST(a_scope_left_without_commit_rolls_back)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     {
         GUARD_AUTO(inner);
         guard_pq_begin(inner, pq, NULL);
-        insert(pq, 1);
+        pq_insert(pq, 1);
     }
-    ck_assert_int_eq(status_of(pq), PQTRANS_IDLE);
+    ck_assert_int_eq(pq_status(pq), PQTRANS_IDLE);
     ck_assert_int_eq(server_rows(1), 0);
 }
 END_TEST
@@ -70,7 +43,7 @@ static void insert_and_panic(void *pq)
 {
     GUARD_AUTO(s);
     guard_pq_begin(s, pq, NULL);
-    insert(pq, 1);
+    pq_insert(pq, 1);
     guard_panic(42, "no more");
 }
 
@@ -78,10 +51,10 @@ START_TEST(a_panic_rolls_back_and_goes_on_with_the_same_value)
 {
     GUARD_AUTO(s);
     guard_error error;
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     ck_assert_int_eq(guard_run(insert_and_panic, pq, &error), 42);
     ck_assert_str_eq(error.message, "no more");
-    ck_assert_int_eq(status_of(pq), PQTRANS_IDLE);
+    ck_assert_int_eq(pq_status(pq), PQTRANS_IDLE);
     ck_assert_int_eq(server_rows(1), 0);
 }
 END_TEST
@@ -89,9 +62,9 @@ END_TEST
 START_TEST(a_commit_is_committed)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = guard_pq_begin(s, pq, NULL);
-    insert(pq, 1);
+    pq_insert(pq, 1);
     guard_tx_commit(tx);
     ck_assert_int_eq(guard_tx_outcome(tx), GUARD_COMMITTED);
     ck_assert_int_eq(server_rows(1), 1);
@@ -103,23 +76,17 @@ END_TEST
 static void insert_twice(guard_tx *tx, void *arg)
 {
     (void)arg;
-    insert(guard_pq_of(tx), 2);
-    insert(guard_pq_of(tx), 2);
-}
-
-static void insert_two(guard_tx *tx, void *arg)
-{
-    (void)arg;
-    insert(guard_pq_of(tx), 2);
+    pq_insert(guard_pq_of(tx), 2);
+    pq_insert(guard_pq_of(tx), 2);
 }
 
 START_TEST(an_inner_failure_is_handled_and_the_outer_rows_commit)
 {
     GUARD_AUTO(s);
     guard_result result;
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = guard_pq_begin(s, pq, NULL);
-    insert(pq, 1);
+    pq_insert(pq, 1);
     ck_assert_int_eq(guard_tx_nested(tx, insert_twice, NULL, &result), GUARD_ROLLED_BACK);
     ck_assert_str_eq(result.error.sqlstate, "23505");
     ck_assert_str_eq(result.error.constraint, "t_pkey");
@@ -132,9 +99,9 @@ END_TEST
 START_TEST(an_outer_rollback_takes_back_what_was_committed_inside)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = guard_pq_begin(s, pq, NULL);
-    ck_assert_int_eq(guard_tx_nested(tx, insert_two, NULL, NULL), GUARD_RELEASED);
+    ck_assert_int_eq(guard_tx_nested(tx, pq_insert_two, NULL, NULL), GUARD_RELEASED);
     guard_tx_rollback(tx);
     ck_assert_int_eq(server_rows(2), 0);
 }
@@ -148,14 +115,14 @@ START_TEST(savepoints_may_have_hostile_names_and_repeat_them)
     static const char *const names[] = {"a\"; ROLLBACK; --",    "a\"; ROLLBACK; --", "'", "\\", "SELECT",
                                         "\xc3\xa4 \xe2\x82\xac"};
     char longest[64];
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = guard_pq_begin(s, pq, NULL);
     for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
         guard_tx *inner = guard_tx_begin_savepoint(s, tx, names[i]);
         guard_tx *innermost = guard_tx_begin_savepoint(s, inner, names[i]);
-        insert(pq, 100);
+        pq_insert(pq, 100);
         guard_tx_rollback(innermost);
-        insert(pq, (int)i);
+        pq_insert(pq, (int)i);
         guard_tx_commit(inner);
     }
     memset(longest, '"', 63);
@@ -167,19 +134,14 @@ START_TEST(savepoints_may_have_hostile_names_and_repeat_them)
 }
 END_TEST
 
-static void release_gone(void *pq)
-{
-    guard_pq_exec(NULL, pq, "ROLLBACK TO guard_1");
-}
-
 START_TEST(a_rolled_back_savepoint_is_gone)
 {
     GUARD_AUTO(s);
     guard_error error;
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = guard_pq_begin(s, pq, NULL);
     guard_tx_rollback(guard_tx_begin_nested(s, tx));
-    ck_assert_int_ne(guard_run(release_gone, pq, &error), 0);
+    ck_assert_int_ne(guard_run(pq_roll_back_to_first, pq, &error), 0);
     ck_assert_str_eq(error.sqlstate, "3B001");
 }
 END_TEST
@@ -190,14 +152,14 @@ START_TEST(a_second_commit_is_misuse_and_sends_nothing)
 {
     GUARD_AUTO(s);
     guard_error error;
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = guard_pq_begin(s, pq, NULL);
-    insert(pq, 1);
+    pq_insert(pq, 1);
     guard_tx_commit(tx);
     int64_t sent = statements_sent(pq);
-    ck_assert_int_ne(guard_run(commit_it, tx, &error), 0);
+    ck_assert_int_ne(guard_run(call_commit, tx, &error), 0);
     ck_assert_int_eq(error.domain, GUARD_MISUSE);
-    ck_assert_int_ne(guard_run(roll_it_back, tx, &error), 0);
+    ck_assert_int_ne(guard_run(call_rollback, tx, &error), 0);
     ck_assert_int_eq(error.domain, GUARD_MISUSE);
     ck_assert_int_eq(statements_sent(pq), sent);
 }
@@ -207,12 +169,12 @@ START_TEST(a_second_rollback_is_harmless_and_a_commit_after_it_is_misuse)
 {
     GUARD_AUTO(s);
     guard_error error;
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = guard_pq_begin(s, pq, NULL);
     guard_tx_rollback(tx);
     int64_t sent = statements_sent(pq);
     guard_tx_rollback(tx);
-    ck_assert_int_ne(guard_run(commit_it, tx, &error), 0);
+    ck_assert_int_ne(guard_run(call_commit, tx, &error), 0);
     ck_assert_int_eq(error.domain, GUARD_MISUSE);
     ck_assert_int_eq(statements_sent(pq), sent);
 }
@@ -227,7 +189,7 @@ START_TEST(in_the_callers_own_transaction_it_is_a_savepoint_and_that_stays_open)
     PQclear(PQexec(raw, "BEGIN"));
     PQclear(PQexec(raw, "INSERT INTO t VALUES (1)"));
     guard_result result;
-    ck_assert_int_eq(guard_pq_transact_raw(raw, insert_two, NULL, NULL, &result), GUARD_RELEASED);
+    ck_assert_int_eq(guard_pq_transact_raw(raw, pq_insert_two, NULL, NULL, &result), GUARD_RELEASED);
     ck_assert_int_eq(guard_pq_transact_raw(raw, insert_twice, NULL, NULL, &result), GUARD_ROLLED_BACK);
     ck_assert_str_eq(result.error.sqlstate, "23505");
     ck_assert_int_eq(PQtransactionStatus(raw), PQTRANS_INTRANS);
@@ -246,7 +208,7 @@ START_TEST(a_durable_transaction_inside_the_callers_own_is_an_error)
     PQclear(PQexec(raw, "BEGIN"));
     guard_result result;
     guard_pq_tx_options options = {.tx = {.durable = 1}};
-    ck_assert_int_eq(guard_pq_transact_raw(raw, insert_two, NULL, &options, &result), GUARD_ROLLED_BACK);
+    ck_assert_int_eq(guard_pq_transact_raw(raw, pq_insert_two, NULL, &options, &result), GUARD_ROLLED_BACK);
     ck_assert_int_eq(result.error.code, GUARD_TX_NOT_OUTERMOST);
     ck_assert_int_eq(PQtransactionStatus(raw), PQTRANS_INTRANS);
     PQfinish(raw);
@@ -256,7 +218,7 @@ END_TEST
 START_TEST(a_durable_transaction_waits_for_the_disk_where_the_session_does_not)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_pq_tx_options options = {.tx = {.durable = 1}};
     guard_pq_exec(NULL, pq, "SET synchronous_commit = off");
     guard_tx *tx = guard_pq_begin(s, pq, &options);
@@ -292,7 +254,7 @@ START_TEST(an_adopted_connection_is_left_as_it_was)
         guard_pq_options options = {.marker = GUARD_PQ_MARKER_ROW, .pooler = GUARD_PQ_POOLER_NONE};
         guard_pq *pq = guard_pq_adopt(s, raw, &options);
         guard_pq_begin(s, pq, NULL);
-        insert(pq, 1);
+        pq_insert(pq, 1);
         guard_pq_exec(NULL, pq, "DO $$ BEGIN RAISE NOTICE 'heard'; END $$");
     }
     ck_assert_int_eq(notices, 3);
@@ -325,7 +287,7 @@ static void second_hook(void *arg)
 {
     (void)arg;
     hooks = hooks * 10 + 2;
-    insert(hook_pq, 3);
+    pq_insert(hook_pq, 3);
 }
 
 static void with_hooks(guard_tx *tx, void *arg)
@@ -333,14 +295,14 @@ static void with_hooks(guard_tx *tx, void *arg)
     (void)arg;
     guard_tx_on_commit(tx, first_hook, NULL);
     guard_tx_on_commit(tx, second_hook, NULL);
-    insert(guard_pq_of(tx), 1);
+    pq_insert(guard_pq_of(tx), 1);
 }
 
 START_TEST(hooks_run_in_order_after_the_commit_and_all_of_them)
 {
     GUARD_AUTO(s);
     guard_result result;
-    guard_pq *pq = hook_pq = open_pq(s);
+    guard_pq *pq = hook_pq = pq_open(s);
     ck_assert_int_eq(guard_pq_transact(pq, with_hooks, NULL, NULL, &result), GUARD_COMMITTED);
     ck_assert_int_eq(hooks, 12);
     ck_assert(result.has_hook_error);
@@ -359,7 +321,7 @@ static int64_t advisory_locks(void)
 START_TEST(a_transactions_advisory_lock_ends_with_it)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_pq *other = guard_pq_open(s, "", NULL);
     guard_tx *tx = guard_pq_begin(s, pq, NULL);
     guard_pq_lock(pq, -5, 0);
@@ -382,12 +344,12 @@ START_TEST(a_sessions_advisory_lock_is_released_by_its_scope_and_waited_for_with
 {
     GUARD_AUTO(s);
     guard_error error;
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_pq *other = guard_pq_open(s, "", NULL);
     {
         GUARD_AUTO(inner);
         guard_pq_lock_session(inner, pq, 9, 0);
-        ck_assert_int_eq(guard_pq_transact(pq, insert_two, NULL, NULL, NULL), GUARD_COMMITTED);
+        ck_assert_int_eq(guard_pq_transact(pq, pq_insert_two, NULL, NULL, NULL), GUARD_COMMITTED);
         ck_assert_int_eq(advisory_locks(), 1);
         ck_assert_int_ne(guard_run(lock_session, other, &error), 0);
         ck_assert_int_eq(error.domain, GUARD_TIMEOUT);
@@ -402,11 +364,11 @@ END_TEST
 START_TEST(a_prepared_transaction_is_listed_and_committed_or_rolled_back_by_name)
 {
     GUARD_AUTO(s);
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     for (int keep = 0; keep < 2; keep++) {
         guard_pq_tx_options options = {.prepare_as = "it's \\ one", .marker = keep ? GUARD_PQ_MARKER_ROW : 0};
         guard_result result;
-        ck_assert_int_eq(guard_pq_transact(pq, insert_two, NULL, &options, &result), GUARD_PREPARED);
+        ck_assert_int_eq(guard_pq_transact(pq, pq_insert_two, NULL, &options, &result), GUARD_PREPARED);
         ck_assert_int_eq(server_rows(2), 0);
         PGresult *left = guard_pq_prepared_list(s, pq);
         ck_assert_int_eq(PQntuples(left), 1);
@@ -432,7 +394,7 @@ START_TEST(a_prepared_transaction_that_is_not_there_is_an_error)
 {
     GUARD_AUTO(s);
     guard_error error;
-    ck_assert_int_ne(guard_run(commit_unknown, open_pq(s), &error), 0);
+    ck_assert_int_ne(guard_run(commit_unknown, pq_open(s), &error), 0);
     ck_assert_str_eq(error.sqlstate, "42704");
 }
 END_TEST
@@ -443,20 +405,20 @@ START_TEST(a_forked_child_neither_uses_nor_ends_its_parents_transaction)
 {
     GUARD_AUTO(s);
     guard_error error;
-    guard_pq *pq = open_pq(s);
+    guard_pq *pq = pq_open(s);
     guard_tx *tx = guard_pq_begin(s, pq, NULL);
-    insert(pq, 1);
+    pq_insert(pq, 1);
     pid_t child = fork();
     if (child == 0) {
         /* Using it is misuse; and leaving the scope, as a panic in the child would, tells the server nothing. */
-        int used = guard_run(release_gone, pq, &error);
+        int used = guard_run(pq_roll_back_to_first, pq, &error);
         guard_pq_close(pq);
         _exit(used != 0 && error.domain == GUARD_MISUSE ? 0 : 1);
     }
     int status;
     ck_assert_int_eq(waitpid(child, &status, 0), child);
     ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x", (unsigned)status);
-    insert(pq, 2);
+    pq_insert(pq, 2);
     guard_tx_commit(tx);
     ck_assert_int_eq(server_rows(1), 1);
     ck_assert_int_eq(server_rows(2), 1);

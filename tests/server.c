@@ -99,6 +99,20 @@ void server_wait(const char *sql, int64_t wanted)
     }
 }
 
+void server_wait_settled(void)
+{
+    server_wait("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND "
+                "pid <> pg_backend_pid() AND (backend_xid IS NOT NULL OR state = 'active')",
+                0);
+}
+
+wire_proxy *server_proxy(void)
+{
+    wire_proxy *proxy = wire_proxy_open(getenv("GUARD_TEST_PG_SOCKET"), atoi(getenv("GUARD_TEST_PG_PORT")), NULL);
+    ck_assert_ptr_nonnull(proxy);
+    return proxy;
+}
+
 /* A test that failed may have left the server waiting for a standby that is not there. */
 void server_reset(void)
 {

@@ -9,6 +9,8 @@
 #include <libpq-fe.h>
 #include <stdint.h>
 
+#include "wire_proxy.h"
+
 /* Runs SQL; fails the test when it fails. */
 void server_run(const char *sql);
 
@@ -18,6 +20,9 @@ int64_t server_number(const char *sql);
 /* Waits until the query's number is the wanted one; fails the test after a minute. */
 void server_wait(const char *sql, int64_t wanted);
 
+/* Waits until nobody but us is in a transaction that has written, or runs a statement: what is in the tables now stays so. */
+void server_wait_settled(void);
+
 /* Table t(id integer primary key, note text) and the marker table, empty. */
 void server_reset(void);
 
@@ -26,6 +31,9 @@ int64_t server_rows(int id);
 
 /* A connection of the program's own, for which a server that starts or recovers is waited; fails the test where there is none. */
 PGconn *server_connect(const char *conninfo);
+
+/* A proxy before the server, for the test to close; fails the test where it cannot be made. */
+wire_proxy *server_proxy(void);
 
 /* pg_ctl of the server, for instance "-m immediate stop". */
 void server_control(const char *arguments);
