@@ -356,18 +356,7 @@ START_TEST(no_memory_at_any_allocation_opens_no_breaker_and_leaks_nothing)
 {
     fault_memory_install();
     ck_assert_int_eq(guard_run(be_well, NULL, NULL), 0); /* the thread's stack */
-    size_t before = fault_memory_blocks();
-    for (unsigned long n = 1;; n++) {
-        fault_memory_fail_at(n);
-        int code = guard_run(open_with, NULL, &error);
-        bool was_hit = fault_memory_was_hit();
-        ck_assert_int_eq(code, was_hit ? ENOMEM : 0);
-        ck_assert_uint_eq(fault_memory_blocks(), before);
-        if (!was_hit) {
-            ck_assert_uint_gt(n, 1);
-            break;
-        }
-    }
+    ck_assert_uint_ge(fault_memory_fail_each(open_with, NULL), 1);
 }
 END_TEST
 

@@ -18,23 +18,10 @@
 #include <guard/guard_metrics.h>
 
 #include "exposition.h"
+#include "program_metrics.h"
 #include "suite.h"
 
 static guard_error error;
-
-static const guard_metric apples = {.name = "apples_total", .help = "Apples.", .type = GUARD_METRIC_COUNTER};
-static const guard_metric level = {.name = "level", .help = "A level.", .type = GUARD_METRIC_GAUGE};
-static const guard_metric times = {.name = "times_seconds", .help = "Times.", .type = GUARD_METRIC_HISTOGRAM};
-
-/* The page, checked. */
-static const char *read_page(guard_scope *s)
-{
-    size_t size;
-    const char *text = guard_metrics_text(s, &size);
-    ck_assert_uint_eq(size, strlen(text));
-    exposition_check(text);
-    return text;
-}
 
 /* ------------------------------------------------------------------------------------------------ labels -- */
 
@@ -44,13 +31,13 @@ START_TEST(labels_of_any_bytes_are_written_as_the_format_wants)
                                          "caf\xc3\xa9", "",     NULL,   "{a=\"b\"} 1"};
     GUARD_AUTO(s);
     for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
-        guard_counter_add(guard_counter_open(&apples, &(guard_label){"kind", values[i]}, 1), 1);
+        guard_counter_add(guard_counter_open(&apple_counter, &(guard_label){"kind", values[i]}, 1), 1);
     }
     char longest[300];
     memset(longest, 'x', sizeof longest - 1);
     longest[sizeof longest - 1] = '\0';
-    guard_counter_add(guard_counter_open(&apples, (guard_label[]){{"kind", longest}, {"also", longest}}, 2), 1);
-    const char *text = read_page(s);
+    guard_counter_add(guard_counter_open(&apple_counter, (guard_label[]){{"kind", longest}, {"also", longest}}, 2), 1);
+    const char *text = exposition_read(s);
     ck_assert_int_eq(exposition_value(text, "apples_total{kind=\"a\\\"b\"}"), 1);
     ck_assert_int_eq(exposition_value(text, "apples_total{kind=\"a\\\\b\"}"), 1);
     ck_assert_int_eq(exposition_value(text, "apples_total{kind=\"caf\xc3\xa9\"}"), 1);
@@ -86,14 +73,14 @@ START_TEST(names_that_the_format_forbids_are_misuse)
     }
     ck_assert_uint_eq(guard_counter_open(NULL, NULL, 0).slot, 0);
     for (size_t i = 0; i < sizeof labels / sizeof *labels; i++) {
-        ck_assert_uint_eq(guard_counter_open(&apples, &(guard_label){labels[i], "x"}, 1).slot, 0);
+        ck_assert_uint_eq(guard_counter_open(&apple_counter, &(guard_label){labels[i], "x"}, 1).slot, 0);
     }
-    ck_assert_uint_eq(guard_counter_open(&apples, (guard_label[]){{"a", "1"}, {"a", "2"}}, 2).slot, 0);
-    ck_assert_uint_eq(guard_counter_open(&apples, NULL, 1).slot, 0);
+    ck_assert_uint_eq(guard_counter_open(&apple_counter, (guard_label[]){{"a", "1"}, {"a", "2"}}, 2).slot, 0);
+    ck_assert_uint_eq(guard_counter_open(&apple_counter, NULL, 1).slot, 0);
     ck_assert_uint_eq(misuses, sizeof bad / sizeof *bad + 1 + sizeof labels / sizeof *labels + 2);
     guard_misuse_handler(NULL);
     GUARD_AUTO(s);
-    ck_assert_ptr_null(strstr(read_page(s), "apples"));
+    ck_assert_ptr_null(strstr(exposition_read(s), "apples"));
 }
 END_TEST
 
@@ -112,29 +99,20 @@ START_TEST(without_room_a_counter_counts_nothing_and_that_is_noted_once)
     for (int i = 0; i < 600; i++) {
         char text[16];
         snprintf(text, sizeof text, "%d", i);
-        guard_counter_add(guard_counter_open(&apples, &(guard_label){"kind", text}, 1), 1);
+        guard_counter_add(guard_counter_open(&apple_counter, &(guard_label){"kind", text}, 1), 1);
     }
-    guard_histogram_observe(guard_histogram_open(&times, NULL, 0), 1);
-    ck_assert_int_eq(exposition_sum(read_page(s), "apples_total"), 370);
+    guard_histogram_observe(guard_histogram_open(&time_histogram, NULL, 0), 1);
+    ck_assert_int_eq(exposition_sum(exposition_read(s), "apples_total"), 370);
     ck_assert_uint_eq(notes, 1);
 }
 END_TEST
 
 /* -------------------------------------------------------------------------------------------- collectors -- */
 
-static int asked;
-
-static void collect(guard_metrics_page *page, void *arg)
-{
-    asked++;
-    guard_metrics_put(page, &level, &(guard_label){"of", arg}, 1, asked);
-    guard_metrics_put(page, &apples, &(guard_label){"kind", "collected"}, 1, 3);
-}
-
 static void collect_badly(guard_metrics_page *page, void *arg)
 {
     (void)arg;
-    guard_metrics_put(page, &level, &(guard_label){"of", "nobody"}, 1, 1);
+    guard_metrics_put(page, &level_gauge, &(guard_label){"of", "nobody"}, 1, 1);
     guard_panic(1, "a collector");
 }
 
@@ -142,21 +120,21 @@ START_TEST(a_collector_is_asked_at_each_reading_until_its_scope_ends)
 {
     GUARD_AUTO(s);
     guard_note_handler(count_note);
-    guard_counter_add(guard_counter_open(&apples, &(guard_label){"kind", "collected"}, 1), 4);
+    guard_counter_add(guard_counter_open(&apple_counter, &(guard_label){"kind", "collected"}, 1), 4);
     {
         GUARD_AUTO(inner);
         guard_metrics_collect(inner, collect, "pool");
         guard_ticket ticket = guard_metrics_collect(inner, collect, "pool");
         guard_metrics_collect(inner, collect_badly, NULL);
-        const char *text = read_page(s);
+        const char *text = exposition_read(s);
         ck_assert_int_eq(exposition_value(text, "level{of=\"pool\"}"), 1 + 2); /* one name: added up */
         ck_assert_int_eq(exposition_value(text, "apples_total{kind=\"collected\"}"), 4 + 3 + 3);
         ck_assert_int_eq(exposition_has(text, "level{of=\"nobody\"}"), 0);
         ck_assert_uint_eq(notes, 1);
         guard_release(ticket);
-        ck_assert_int_eq(exposition_value(read_page(s), "level{of=\"pool\"}"), 3);
+        ck_assert_int_eq(exposition_value(exposition_read(s), "level{of=\"pool\"}"), 3);
     }
-    ck_assert_ptr_null(strstr(read_page(s), "level"));
+    ck_assert_ptr_null(strstr(exposition_read(s), "level"));
     ck_assert_int_eq(asked, 3);
 }
 END_TEST
@@ -167,7 +145,7 @@ static void collect_much(guard_metrics_page *page, void *arg)
     for (int i = 0; i < 10500; i++) {
         char text[16];
         snprintf(text, sizeof text, "%d", i);
-        guard_metrics_put(page, &level, &(guard_label){"of", text}, 1, i);
+        guard_metrics_put(page, &level_gauge, &(guard_label){"of", text}, 1, i);
     }
 }
 
@@ -186,7 +164,7 @@ START_TEST(a_page_is_bounded_and_says_what_it_lacks)
     {
         GUARD_AUTO(inner);
         guard_metrics_collect(inner, collect_other_type, NULL);
-        ck_assert_int_eq(exposition_value(read_page(s), "guard_metrics_dropped"), 1);
+        ck_assert_int_eq(exposition_value(exposition_read(s), "guard_metrics_dropped"), 1);
     }
     guard_metrics_collect(s, collect_much, NULL);
     const char *text = guard_metrics_text(s, NULL);
@@ -203,7 +181,7 @@ START_TEST(the_page_is_written_to_a_file)
     char path[] = "/tmp/check_metrics.XXXXXX";
     int fd = mkstemp(path);
     unlink(path);
-    guard_histogram_observe(guard_histogram_open(&times, NULL, 0), 1500000);
+    guard_histogram_observe(guard_histogram_open(&time_histogram, NULL, 0), 1500000);
     size_t size = guard_metrics_write(fd);
     ck_assert_int_eq(pread(fd, text, sizeof text - 1, 0), (ssize_t)size);
     exposition_check(text);

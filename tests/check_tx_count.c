@@ -19,8 +19,7 @@ static int64_t figure(const char *name, const char *outcome)
 {
     GUARD_AUTO(s);
     char number[160];
-    const char *text = guard_metrics_text(s, NULL);
-    exposition_check(text);
+    const char *text = exposition_read(s);
     snprintf(number, sizeof number, "%s{database=\"sqlite\"%s%s%s}", name, outcome != NULL ? ",outcome=\"" : "",
              outcome != NULL ? outcome : "", outcome != NULL ? "\"" : "");
     return exposition_value(text, number);
@@ -223,8 +222,7 @@ START_TEST(in_doubt_and_prepared_are_counted_and_what_was_resolved_later)
     guard_tx *tx = guard_tx_begin(s, &session, NULL, NULL, GUARD_HERE);
     ck_assert_int_ne(guard_run(call_commit, tx, NULL), 0);
     guard_tx_settle(tx, GUARD_COMMITTED);
-    const char *text = guard_metrics_text(s, NULL);
-    exposition_check(text);
+    const char *text = exposition_read(s);
 #define DATABASE "database=\"forgetful \\\"db\\\"\","
     ck_assert_int_eq(exposition_value(text, "guard_transactions_total{" DATABASE "outcome=\"prepared\"}"), 1);
     ck_assert_int_eq(exposition_value(text, "guard_transactions_total{" DATABASE "outcome=\"in_doubt\"}"), 2);

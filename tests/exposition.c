@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <guard/guard_metrics.h>
+
 #define SERIES_MOST 16384
 #define LINE_MOST 2048
 
@@ -238,6 +240,15 @@ static const char *find(const char *text, const char *number)
         }
     }
     return NULL;
+}
+
+const char *exposition_read(guard_scope *s)
+{
+    size_t size;
+    const char *text = guard_metrics_text(s, &size);
+    ck_assert_uint_eq(size, strlen(text));
+    exposition_check(text);
+    return text;
 }
 
 int exposition_has(const char *text, const char *number)

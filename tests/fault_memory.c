@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* fault_memory.c: what a block holds is asked of malloc, so that a leak checker finds the pointers it expects. */
+#include <check.h>
+#include <errno.h>
 #include <limits.h>
 #include <malloc.h>
 #include <stdatomic.h>
@@ -83,4 +85,21 @@ size_t fault_memory_bytes(void)
 unsigned long fault_memory_taken(void)
 {
     return taken;
+}
+
+unsigned long fault_memory_fail_each(guard_fn *fn, void *arg)
+{
+    size_t before = fault_memory_blocks();
+    for (unsigned long n = 1;; n++) {
+        guard_error error = {.code = 0};
+        fault_memory_fail_at(n);
+        int code = guard_run(fn, arg, &error);
+        bool was_hit = fault_memory_was_hit();
+        fault_memory_fail_at(0);
+        ck_assert_msg(code == (was_hit ? ENOMEM : 0), "allocation %lu: code %d, %s", n, code, error.message);
+        ck_assert_uint_eq(fault_memory_blocks(), before);
+        if (!was_hit) {
+            return n - 1;
+        }
+    }
 }

@@ -21,6 +21,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include <guard/guard.h>
+
 void fault_memory_install(void);
 
 /* The nth allocation from now on fails, 1 is the next; 0: none. */
@@ -38,5 +40,11 @@ size_t fault_memory_bytes(void);
 
 /* Allocations since fault_memory_install, the failed ones too. */
 unsigned long fault_memory_taken(void);
+
+/*
+ * Runs fn(arg) in a border again and again, and fails each of its allocations in turn, until it has as many as it wants: each other time it has to
+ * end with ENOMEM, and to leave nothing behind. Returns how many allocations it has.
+ */
+unsigned long fault_memory_fail_each(guard_fn *fn, void *arg);
 
 #endif
