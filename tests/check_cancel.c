@@ -14,6 +14,7 @@
 
 #include "suite.h"
 #include "trace.h"
+#include "worker.h"
 
 /* ------------------------------------------------------------------------------------------- checkpoints -- */
 
@@ -61,44 +62,11 @@ START_TEST(a_cancel_panics_at_the_next_checkpoint_and_is_sticky_until_cleared)
 }
 END_TEST
 
-/* A thread that says when it is ready, works until it is cancelled, and keeps the error. */
-typedef struct worker {
-    pthread_t thread;
-    sem_t ready;
-    guard_fn *work;
-    guard_error error;
-    int code;
-} worker;
-
-static void *worker_main(void *arg)
-{
-    worker *w = arg;
-    w->code = guard_run(w->work, w, &w->error);
-    return NULL;
-}
-
-static void worker_start(worker *w, guard_fn *work)
-{
-    memset(w, 0, sizeof *w);
-    w->work = work;
-    ck_assert_int_eq(sem_init(&w->ready, 0, 0), 0);
-    ck_assert_int_eq(pthread_create(&w->thread, NULL, worker_main, w), 0);
-    while (sem_wait(&w->ready) != 0) {
-    }
-}
-
-static void worker_join(worker *w)
-{
-    ck_assert_int_eq(pthread_join(w->thread, NULL), 0);
-    sem_destroy(&w->ready);
-}
-
 static void spin(void *arg)
 {
-    worker *w = arg;
     GUARD_AUTO(s);
     (void)s;
-    sem_post(&w->ready);
+    worker_is_ready(arg);
     for (;;) {
         guard_checkpoint();
     }
@@ -118,10 +86,9 @@ END_TEST
 
 static void wait_forever(void *arg)
 {
-    worker *w = arg;
     GUARD_AUTO(s);
     (void)s;
-    sem_post(&w->ready);
+    worker_is_ready(arg);
     guard_wait_descriptor(-1, 0, -1);
 }
 
@@ -398,12 +365,11 @@ static void stop_the_call(void *arg)
 
 static void call_until_stopped(void *arg)
 {
-    worker *w = arg;
     sem_t stopped;
     guard_interrupt interrupt;
     sem_init(&stopped, 0, 0);
     guard_interrupt_open(&interrupt, stop_the_call, &stopped);
-    sem_post(&w->ready);
+    worker_is_ready(arg);
     while (sem_wait(&stopped) != 0) {
     }
     guard_interrupt_close(&interrupt);

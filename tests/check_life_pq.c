@@ -5,7 +5,6 @@
  */
 #include <errno.h>
 #include <pthread.h>
-#include <semaphore.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +21,7 @@
 #include "faults.h"
 #include "server.h"
 #include "suite.h"
+#include "worker.h"
 
 static int idle_backends(void)
 {
@@ -56,49 +56,23 @@ START_TEST(a_deadline_cancels_a_running_query_and_the_connection_is_good_afterwa
 }
 END_TEST
 
-typedef struct work {
-    guard_fn *fn;
-    sem_t ready;
-    guard_error error;
-    int code;
-} work;
-
-static void *work_main(void *arg)
-{
-    work *w = arg;
-    w->code = guard_run(w->fn, w, &w->error);
-    return NULL;
-}
-
-static pthread_t work_start(work *w, guard_fn *fn)
-{
-    pthread_t thread;
-    *w = (work){.fn = fn};
-    sem_init(&w->ready, 0, 0);
-    ck_assert_int_eq(pthread_create(&thread, NULL, work_main, w), 0);
-    while (sem_wait(&w->ready) != 0) {
-    }
-    return thread;
-}
-
 static void sleep_in_a_transaction(void *arg)
 {
-    work *w = arg;
     GUARD_AUTO(s);
     guard_pq *pq = guard_pq_open(s, "", NULL);
     guard_pq_begin(s, pq, NULL);
     guard_pq_exec(NULL, pq, "INSERT INTO t VALUES (1)");
-    sem_post(&w->ready);
+    worker_is_ready(arg);
     guard_pq_exec(NULL, pq, "SELECT pg_sleep(100)");
 }
 
 START_TEST(a_cancel_by_another_thread_ends_a_running_query)
 {
-    work w;
+    worker w;
     server_reset();
-    pthread_t thread = work_start(&w, sleep_in_a_transaction);
-    ck_assert_int_eq(guard_cancel_thread(thread), 1);
-    pthread_join(thread, NULL);
+    worker_start(&w, sleep_in_a_transaction);
+    ck_assert_int_eq(guard_cancel_thread(w.thread), 1);
+    worker_join(&w);
     ck_assert_int_eq(w.code, ECANCELED);
     ck_assert_int_eq(w.error.domain, GUARD_CANCELLED);
     ck_assert_int_eq(idle_backends(), 0);
@@ -108,11 +82,10 @@ END_TEST
 
 static void insert_until_cancelled(void *arg)
 {
-    work *w = arg;
     GUARD_AUTO(s);
     guard_pq *pq = guard_pq_open(s, "", NULL);
     guard_pq_begin(s, pq, NULL);
-    sem_post(&w->ready);
+    worker_is_ready(arg);
     for (;;) {
         guard_pq_exec(NULL, pq, "INSERT INTO t SELECT coalesce(max(id), 0) + 1 FROM t");
         guard_cancel_point();
@@ -123,12 +96,10 @@ START_TEST(pthread_cancel_waits_until_libpq_has_returned_and_the_transaction_is_
 {
     server_reset();
     for (int i = 0; i < 5; i++) {
-        work w;
-        void *result;
-        pthread_t thread = work_start(&w, insert_until_cancelled);
-        ck_assert_int_eq(pthread_cancel(thread), 0);
-        ck_assert_int_eq(pthread_join(thread, &result), 0);
-        ck_assert_ptr_eq(result, PTHREAD_CANCELED);
+        worker w;
+        worker_start(&w, insert_until_cancelled);
+        ck_assert_int_eq(pthread_cancel(w.thread), 0);
+        ck_assert_ptr_eq(worker_join(&w), PTHREAD_CANCELED);
         ck_assert_int_eq((int)server_number("SELECT count(*) FROM t"), 0);
     }
 }

@@ -5,7 +5,6 @@
  */
 #include <errno.h>
 #include <pthread.h>
-#include <semaphore.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +20,7 @@
 #include "database.h"
 #include "faults.h"
 #include "suite.h"
+#include "worker.h"
 
 #define ENDLESS "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 
@@ -83,48 +83,22 @@ START_TEST(a_deadline_ends_a_running_statement_and_its_transaction_is_rolled_bac
 }
 END_TEST
 
-typedef struct work {
-    guard_fn *fn;
-    sem_t ready;
-    guard_error error;
-    int code;
-} work;
-
-static void *work_main(void *arg)
-{
-    work *w = arg;
-    w->code = guard_run(w->fn, w, &w->error);
-    return NULL;
-}
-
-static pthread_t work_start(work *w, guard_fn *fn)
-{
-    pthread_t thread;
-    *w = (work){.fn = fn};
-    sem_init(&w->ready, 0, 0);
-    ck_assert_int_eq(pthread_create(&thread, NULL, work_main, w), 0);
-    while (sem_wait(&w->ready) != 0) {
-    }
-    return thread;
-}
-
 static void query_for_ever(void *arg)
 {
-    work *w = arg;
     GUARD_AUTO(s);
     guard_sqlite *db = open_it(s);
-    sem_post(&w->ready);
+    worker_is_ready(arg);
     guard_sqlite_exec(db, ENDLESS);
 }
 
 START_TEST(a_cancel_by_another_thread_ends_a_running_statement)
 {
     for (is_adopted = 0; is_adopted < 2; is_adopted++) {
-        work w;
+        worker w;
         make_table();
-        pthread_t thread = work_start(&w, query_for_ever);
-        ck_assert_int_eq(guard_cancel_thread(thread), 1);
-        pthread_join(thread, NULL);
+        worker_start(&w, query_for_ever);
+        ck_assert_int_eq(guard_cancel_thread(w.thread), 1);
+        worker_join(&w);
         ck_assert_int_eq(w.code, ECANCELED);
         ck_assert_int_eq(w.error.domain, GUARD_CANCELLED);
     }
@@ -133,22 +107,21 @@ END_TEST
 
 static void wait_for_the_lock(void *arg)
 {
-    work *w = arg;
     GUARD_AUTO(s);
     guard_sqlite *db = guard_sqlite_open(s, path, &(guard_sqlite_options){.busy_ms = -1});
-    sem_post(&w->ready);
+    worker_is_ready(arg);
     guard_sqlite_begin(s, db, NULL);
 }
 
 START_TEST(a_cancel_ends_the_wait_for_a_lock)
 {
-    work w;
+    worker w;
     make_table();
     sqlite3 *other = database_raw(path);
     database_exec(other, "BEGIN IMMEDIATE");
-    pthread_t thread = work_start(&w, wait_for_the_lock);
-    ck_assert_int_eq(guard_cancel_thread(thread), 1);
-    pthread_join(thread, NULL);
+    worker_start(&w, wait_for_the_lock);
+    ck_assert_int_eq(guard_cancel_thread(w.thread), 1);
+    worker_join(&w);
     ck_assert_int_eq(w.error.domain, GUARD_CANCELLED);
     database_exec(other, "COMMIT");
     sqlite3_close(other);
@@ -216,12 +189,11 @@ END_TEST
 
 static void insert_until_cancelled(void *arg)
 {
-    work *w = arg;
     GUARD_AUTO(s);
     guard_sqlite *db = guard_sqlite_open(s, path, NULL);
     guard_tx *tx = guard_sqlite_begin(s, db, NULL);
     (void)tx;
-    sem_post(&w->ready);
+    worker_is_ready(arg);
     for (;;) {
         guard_sqlite_exec(db, "INSERT INTO t(id) VALUES (NULL)");
         guard_cancel_point();
@@ -232,13 +204,11 @@ static void insert_until_cancelled(void *arg)
 START_TEST(pthread_cancel_waits_until_sqlite_has_returned_and_leaves_no_lock)
 {
     for (int i = 0; i < 20; i++) {
-        work w;
-        void *result;
+        worker w;
         make_table();
-        pthread_t thread = work_start(&w, insert_until_cancelled);
-        ck_assert_int_eq(pthread_cancel(thread), 0);
-        ck_assert_int_eq(pthread_join(thread, &result), 0);
-        ck_assert_ptr_eq(result, PTHREAD_CANCELED);
+        worker_start(&w, insert_until_cancelled);
+        ck_assert_int_eq(pthread_cancel(w.thread), 0);
+        ck_assert_ptr_eq(worker_join(&w), PTHREAD_CANCELED);
         sqlite3 *other = database_raw(path);
         database_exec(other, "INSERT INTO t VALUES (1)");
         ck_assert_int_eq(database_number_on(other, "SELECT count(*) FROM t"), 1);
