@@ -23,15 +23,6 @@
 
 static guard_log_figures figures;
 
-/* So many lines that nothing is left out. */
-static const guard_log_options everything = {
-    .site_full = 1000000, .site_lines = 1000000, .all_full = 1000000, .all_lines = 1000000, .report_ms = 60000};
-
-static void flush(guard_log *log)
-{
-    ck_assert_int_eq(guard_log_flush(log, 30000), 1);
-}
-
 static void fail_with(void *arg)
 {
     guard_panic_in(*(int *)arg == 9 ? GUARD_TIMEOUT : GUARD_USER, *(int *)arg, "code %d", *(int *)arg);
@@ -61,7 +52,7 @@ END_TEST
 START_TEST(a_batch_waits_for_its_bytes)
 {
     GUARD_AUTO(s);
-    guard_log_options options = everything;
+    guard_log_options options = log_lines_everything;
     options.mode = GUARD_LOG_BATCHED;
     options.flush_bytes = 2000;
     options.flush_ms = 3600000;
@@ -78,7 +69,7 @@ START_TEST(a_batch_waits_for_its_bytes)
         guard_log_write(log, GUARD_LOG_ERROR, "a line");
     }
     wait_for_lines(50); /* what came after the last whole batch waits on */
-    flush(log);
+    log_lines_flush(log);
     ck_assert_uint_eq(log_lines_count(), 100);
 }
 END_TEST
@@ -86,7 +77,7 @@ END_TEST
 START_TEST(a_batch_waits_for_its_time)
 {
     GUARD_AUTO(s);
-    guard_log_options options = everything;
+    guard_log_options options = log_lines_everything;
     options.mode = GUARD_LOG_BATCHED;
     options.flush_ms = 30;
     guard_log *log = guard_log_open(s, "log", &options);
@@ -101,7 +92,7 @@ END_TEST
 START_TEST(on_panic_lines_wait_for_an_error)
 {
     GUARD_AUTO(s);
-    guard_log_options options = everything;
+    guard_log_options options = log_lines_everything;
     options.mode = GUARD_LOG_ON_PANIC;
     options.queue_lines = 32;
     guard_log *log = guard_log_open(s, "log", &options);
@@ -232,7 +223,7 @@ static void log_forked(void *arg)
     guard_log *log = open_at_leisure(s, arg);
     /* The log's thread is past its start then: AddressSanitizer's allocator does not live through a fork while a thread is in it. */
     guard_log_write(log, GUARD_LOG_NOTICE, "before the fork");
-    flush(log);
+    log_lines_flush(log);
     for (int i = 0; i < 4; i++) {
         guard_log_write(log, GUARD_LOG_NOTICE, "the parent's");
     }
@@ -252,7 +243,7 @@ static void log_forked(void *arg)
     int status = -1;
     waitpid(child, &status, 0);
     guard_log_write(log, GUARD_LOG_NOTICE, "the parent's");
-    flush(log);
+    log_lines_flush(log);
     guard_log_read(log, &figures);
     exit(status == 0 && figures.written == 6 ? 0 : 1);
 }
@@ -329,7 +320,7 @@ START_TEST(a_full_queue_drops_counts_and_tells)
     sem_init(&gate, 0, 0);
     sem_init(&arrived, 0, 0);
     GUARD_AUTO(s);
-    guard_log_options options = everything;
+    guard_log_options options = log_lines_everything;
     options.queue_lines = QUEUE;
     guard_log *log = guard_log_open(s, "log", &options);
     guard_log_to_callback(log, wait_at_gate, NULL);
@@ -346,7 +337,7 @@ START_TEST(a_full_queue_drops_counts_and_tells)
     for (int i = 0; i < 2 * LINES; i++) {
         sem_post(&gate);
     }
-    flush(log);
+    log_lines_flush(log);
     ck_assert_uint_eq(log_lines_events() + log_lines_more(), LINES + 1);
     guard_log_read(log, &figures);
     ck_assert_uint_eq(figures.full + figures.brief, figures.dropped + figures.written + figures.lost);
@@ -357,13 +348,13 @@ START_TEST(logging_takes_no_memory)
 {
     GUARD_AUTO(s);
     fault_memory_install();
-    guard_log *log = guard_log_open(s, "log", &everything);
+    guard_log *log = guard_log_open(s, "log", &log_lines_everything);
     log_lines_collect(log);
     const guard_service_options options = {.log = log};
     guard_service *service = guard_service_open(s, "ledger", &options);
     int code = 5;
     guard_service_call(service, fail_with, &code, NULL); /* what a thread needs once */
-    flush(log);
+    log_lines_flush(log);
     fault_memory_fail_from(1);
     for (int i = 0; i < 10; i++) {
         guard_service_call(service, fail_with, &code, NULL);
@@ -371,7 +362,7 @@ START_TEST(logging_takes_no_memory)
     }
     ck_assert(!fault_memory_was_hit());
     fault_memory_fail_at(0);
-    flush(log);
+    log_lines_flush(log);
     ck_assert_uint_eq(log_lines_events(), 21);
 }
 END_TEST

@@ -23,15 +23,6 @@
 
 static guard_log_figures figures;
 
-/* So many lines that nothing is left out. */
-static const guard_log_options everything = {
-    .site_full = 1000000, .site_lines = 1000000, .all_full = 1000000, .all_lines = 1000000, .report_ms = 60000};
-
-static void flush(guard_log *log)
-{
-    ck_assert_int_eq(guard_log_flush(log, 30000), 1);
-}
-
 /* ------------------------------------------------------------------------------------------------- fields -- */
 
 static void fail_cleanup(void *arg)
@@ -58,7 +49,7 @@ static void fail_request(void *arg)
 START_TEST(a_panic_of_a_service_is_one_line_with_everything)
 {
     GUARD_AUTO(s);
-    guard_log *log = guard_log_open(s, "log", &everything);
+    guard_log *log = guard_log_open(s, "log", &log_lines_everything);
     log_lines_collect(log);
     guard_trace_capture(1);
     const guard_service_options options = {.log = log};
@@ -66,7 +57,7 @@ START_TEST(a_panic_of_a_service_is_one_line_with_everything)
     guard_context_set(s, "request", "POST /transfers");
     guard_context_traceparent(s, "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
     ck_assert_int_eq(guard_service_call(service, fail_request, "alice", NULL), 3);
-    flush(log);
+    log_lines_flush(log);
     ck_assert_uint_eq(log_lines_count(), 1);
     ck_assert_str_eq(log_lines_text(0, "service"), "ledger");
     ck_assert_str_eq(log_lines_text(0, "severity"), "error");
@@ -100,12 +91,12 @@ static time_t clock_second(void)
 START_TEST(the_time_is_that_of_the_clock)
 {
     GUARD_AUTO(s);
-    guard_log *log = guard_log_open(s, "log", &everything);
+    guard_log *log = guard_log_open(s, "log", &log_lines_everything);
     log_lines_collect(log);
     time_t before = clock_second();
     guard_log_write(log, GUARD_LOG_INFO, "now");
     time_t after = clock_second();
-    flush(log);
+    log_lines_flush(log);
     struct tm parts;
     memset(&parts, 0, sizeof parts);
     ck_assert_ptr_nonnull(strptime(log_lines_text(0, "time"), "%Y-%m-%dT%H:%M:%S", &parts));
@@ -142,14 +133,14 @@ static void raise_again(void *arg)
 START_TEST(a_line_has_the_context_of_its_own_panic)
 {
     GUARD_AUTO(s);
-    guard_log *log = guard_log_open(s, "log", &everything);
+    guard_log *log = guard_log_open(s, "log", &log_lines_everything);
     log_lines_collect(log);
     const guard_service_options options = {.log = log};
     guard_service *service = guard_service_open(s, "ledger", &options);
     ck_assert_int_eq(guard_service_call(service, fail_after_another, NULL, NULL), 8);
     ck_assert_int_eq(guard_service_call(service, raise_again, "7", NULL), 7);
     ck_assert_int_eq(guard_service_call(service, fail_inside, "three", NULL), 7);
-    flush(log);
+    log_lines_flush(log);
     ck_assert_str_eq(log_lines_text(0, "context"), "");
     ck_assert_str_eq(log_lines_text(0, "undone"), "[\"file 1: discarded\"]");
     ck_assert_str_eq(log_lines_text(1, "context"), "{\"order\":\"7\",\"step\":\"two\"}");
@@ -170,13 +161,13 @@ START_TEST(what_was_taken_back_is_bounded_and_counted)
 {
     GUARD_AUTO(s);
     int many = 10;
-    guard_log *log = guard_log_open(s, "log", &everything);
+    guard_log *log = guard_log_open(s, "log", &log_lines_everything);
     log_lines_collect(log);
     const guard_service_options options = {.log = log};
     guard_service *service = guard_service_open(s, "ledger", &options);
     guard_context_undone("outside of a call: nobody's");
     guard_service_call(service, undo_many, &many, NULL);
-    flush(log);
+    log_lines_flush(log);
     ck_assert_str_eq(log_lines_text(0, "undone"), "[\"part 0\",\"part 1\",\"part 2\",\"part 3\"]");
     ck_assert_str_eq(log_lines_text(0, "undone_more"), "6");
 }
@@ -193,12 +184,12 @@ START_TEST(a_file_that_was_not_replaced_is_told)
 {
     scratch_enter();
     GUARD_AUTO(s);
-    guard_log *log = guard_log_open(s, "log", &everything);
+    guard_log *log = guard_log_open(s, "log", &log_lines_everything);
     log_lines_collect(log);
     const guard_service_options options = {.log = log};
     guard_service *service = guard_service_open(s, "ledger", &options);
     guard_service_call(service, replace_and_fail, "receipt", NULL);
-    flush(log);
+    log_lines_flush(log);
     ck_assert_str_eq(log_lines_text(0, "undone"), "[\"replacement of \\\"receipt\\\": given up\"]");
 }
 END_TEST
@@ -217,14 +208,14 @@ static void fail_with(void *arg)
 START_TEST(a_service_says_how_severe_an_error_is)
 {
     GUARD_AUTO(s);
-    guard_log *log = guard_log_open(s, "log", &everything);
+    guard_log *log = guard_log_open(s, "log", &log_lines_everything);
     log_lines_collect(log);
     const guard_service_options options = {.log = log, .severity = judge};
     guard_service *service = guard_service_open(s, "ledger", &options);
     for (int code = 7; code < 11; code++) {
         guard_service_call(service, fail_with, &code, NULL);
     }
-    flush(log);
+    log_lines_flush(log);
     ck_assert_uint_eq(log_lines_count(), 3);
     ck_assert_str_eq(log_lines_text(0, "severity"), "critical");
     ck_assert_str_eq(log_lines_text(1, "severity"), "warning");
@@ -243,13 +234,13 @@ static void break_down(void *arg)
 START_TEST(a_breaker_tells_its_changes_in_the_log)
 {
     GUARD_AUTO(s);
-    guard_log *log = guard_log_open(s, "ledger", &everything);
+    guard_log *log = guard_log_open(s, "ledger", &log_lines_everything);
     log_lines_collect(log);
     const guard_breaker_options options = {.calls = 2, .open_ms = 60000, .log = log};
     guard_breaker *breaker = guard_breaker_open(s, "database", &options);
     guard_breaker_call(breaker, break_down, NULL, NULL);
     guard_breaker_call(breaker, break_down, NULL, NULL);
-    flush(log);
+    log_lines_flush(log);
     ck_assert_uint_eq(log_lines_count(), 1);
     ck_assert_str_eq(log_lines_text(0, "message"), "breaker database is open");
     ck_assert_str_eq(log_lines_text(0, "severity"), "warning");
@@ -289,7 +280,7 @@ START_TEST(whatever_the_bytes_each_line_is_json_in_utf8)
 {
     enum { ROUNDS = 4000 };
     GUARD_AUTO(s);
-    guard_log *log = guard_log_open(s, "l\x1B\"og\xFF", &everything);
+    guard_log *log = guard_log_open(s, "l\x1B\"og\xFF", &log_lines_everything);
     log_lines_collect(log);
     log_lines_only_count();
     guard_error error;
@@ -308,10 +299,10 @@ START_TEST(whatever_the_bytes_each_line_is_json_in_utf8)
         guard_log_error(log, i % 9 - 1, &error);
         guard_log_write(log, GUARD_LOG_INFO, "%s", text);
         if (i % 64 == 0) {
-            flush(log);
+            log_lines_flush(log);
         }
     }
-    flush(log);
+    log_lines_flush(log);
     guard_log_read(log, &figures);
     ck_assert_uint_eq(figures.events, (uint64_t)ROUNDS * 2 - (ROUNDS + 8) / 9); /* severity -1 is nothing */
     ck_assert_uint_eq(figures.dropped, 0);
@@ -322,11 +313,11 @@ END_TEST
 START_TEST(a_character_is_kept_and_a_control_character_is_escaped)
 {
     GUARD_AUTO(s);
-    guard_log *log = guard_log_open(s, "log", &everything);
+    guard_log *log = guard_log_open(s, "log", &log_lines_everything);
     log_lines_collect(log);
     guard_log_write(log, GUARD_LOG_INFO, "%s",
                     "gr\xC3\xBC\xC3\x9F \xE2\x82\xAC \xF0\x9F\x92\xA5 \x1B[31m\xC2\x9B\x7F\n\t\xFF\xC3");
-    flush(log);
+    log_lines_flush(log);
     ck_assert_str_eq(
         log_lines_text(0, "message"),
         "gr\xC3\xBC\xC3\x9F \xE2\x82\xAC \xF0\x9F\x92\xA5 \x1B[31m\xC2\x9B\x7F\n\t\xEF\xBF\xBD\xEF\xBF\xBD");
@@ -354,7 +345,7 @@ static void fail_at_length(void *arg)
 START_TEST(the_longest_line_is_bounded_and_says_that_it_is_cut)
 {
     GUARD_AUTO(s);
-    guard_log *log = guard_log_open(s, "log", &everything);
+    guard_log *log = guard_log_open(s, "log", &log_lines_everything);
     log_lines_collect(log);
     guard_trace_capture(1);
     const guard_service_options options = {.log = log};
@@ -368,7 +359,7 @@ START_TEST(the_longest_line_is_bounded_and_says_that_it_is_cut)
         error.causes[i].relation = GUARD_CAUSE;
     }
     guard_service_call(service, fail_at_length, &error, NULL);
-    flush(log);
+    log_lines_flush(log);
     ck_assert_str_eq(log_lines_text(0, "cut"), "true");
     ck_assert_uint_gt(strlen(log_lines_text(0, "message")), 90);                      /* what matters most is there, */
     ck_assert_uint_le(strlen(log_lines_text(0, "message")), 640 / strlen("\\u0001")); /* and leaves room for others */

@@ -38,11 +38,6 @@ static const guard_log_options everything = {.site_full = 1000000,
                                              .report_ms = 3600000,
                                              .sink_ms = 20};
 
-static void flush(guard_log *log)
-{
-    ck_assert_int_eq(guard_log_flush(log, 60000), 1);
-}
-
 static void write_lines(guard_log *log, int count)
 {
     for (int i = 0; i < count; i++) {
@@ -118,7 +113,7 @@ START_TEST(a_write_that_is_short_or_interrupted_is_gone_on_with)
                 guard_log_to_file(log, "log", 0);
                 arm(at, EINTR, half, false);
                 write_lines(log, 5);
-                flush(log);
+                log_lines_flush(log);
                 arm(0, 0, 0, false);
                 expect_figures(log, 5, 0);
             }
@@ -168,7 +163,7 @@ START_TEST(at_whichever_write_a_disk_is_full_the_lines_are_counted_and_the_next_
                 }
                 arm(0, 0, 0, false);
                 write_lines(log, 3);
-                flush(log);
+                log_lines_flush(log);
                 guard_log_read(log, &figures);
                 count_lines("log", &whole, &torn, &told);
                 ck_assert_uint_eq(figures.written + figures.lost, 9);
@@ -197,11 +192,11 @@ START_TEST(a_dead_pipe_is_counted_and_kills_nobody)
     guard_log *log = guard_log_open(s, "log", &everything);
     guard_log_to_descriptor(log, ends[1]);
     write_lines(log, 3);
-    flush(log);
+    log_lines_flush(log);
     expect_figures(log, 3, 0);
     close(ends[0]);
     write_lines(log, 5);
-    flush(log);
+    log_lines_flush(log);
     expect_figures(log, 3, 5);
     guard_log_flush_in_signal();
 }
@@ -236,7 +231,7 @@ static void expect_recovery(guard_log *log, int from)
     drain_into(from, "log");
     uint64_t lost = figures.lost;
     write_lines(log, 5);
-    flush(log);
+    log_lines_flush(log);
     drain_into(from, "log");
     guard_log_read(log, &figures);
     ck_assert_uint_eq(figures.lost, lost);
@@ -288,7 +283,7 @@ START_TEST(a_socket_that_nobody_reads_is_passed_over_until_somebody_does)
     expect_recovery(log, ends[0]);
     close(ends[0]);
     write_lines(log, 5); /* and one whose other end is gone raises no SIGPIPE */
-    flush(log);
+    log_lines_flush(log);
 }
 END_TEST
 
@@ -325,7 +320,7 @@ START_TEST(a_file_is_moved_away_before_it_is_longer_than_it_may_be)
     guard_log_to_file(log, "log", MOST);
     for (int i = 0; i < LINES; i += 10) {
         write_lines(log, 10);
-        flush(log);
+        log_lines_flush(log);
         ck_assert_int_le(size_of("log"), MOST);
         ck_assert_int_le(size_of("log.1"), MOST);
     }
@@ -355,7 +350,7 @@ START_TEST(a_file_that_cannot_be_moved_is_full_until_it_can)
     uint64_t lost = figures.lost;
     ck_assert_int_eq(rmdir("log.1"), 0);
     write_lines(log, 3);
-    flush(log);
+    log_lines_flush(log);
     guard_log_read(log, &figures);
     ck_assert_uint_eq(figures.lost, lost);
     ck_assert_uint_eq(figures.written + lost, 103);
@@ -409,7 +404,7 @@ START_TEST(reopening_under_load_loses_no_line)
         asked += *(uint64_t *)lines;
         free(lines);
     }
-    flush(log);
+    log_lines_flush(log);
     expect_figures(log, asked, 0);
     glob_t files;
     ck_assert_int_eq(glob("log*", 0, NULL, &files), 0);
@@ -430,11 +425,11 @@ START_TEST(a_file_that_was_removed_is_made_anew_without_being_asked_for)
     guard_log *log = guard_log_open(s, "log", &everything);
     guard_log_to_file(log, "log", 0);
     write_lines(log, 1);
-    flush(log);
+    log_lines_flush(log);
     ck_assert_int_eq(unlink("log"), 0);
     while (size_of("log") <= 0) { /* within a second */
         write_lines(log, 1);
-        flush(log);
+        log_lines_flush(log);
         poll(NULL, 0, 5);
     }
     log_lines_read("log");
@@ -460,7 +455,7 @@ START_TEST(a_path_that_cannot_be_opened_panics_and_changes_nothing)
     }
     guard_log_to_file(log, "log", 0);
     write_lines(log, 1);
-    flush(log);
+    log_lines_flush(log);
     expect_figures(log, 1, 0);
 }
 END_TEST
@@ -502,7 +497,7 @@ START_TEST(a_flush_in_a_callback_returns)
     guard_log *log = guard_log_open(s, "log", &everything);
     guard_log_to_callback(log, flush_inside, &log);
     write_lines(log, 3);
-    flush(log);
+    log_lines_flush(log);
     expect_figures(log, 3, 0);
 }
 END_TEST
@@ -541,7 +536,7 @@ START_TEST(syslog_gets_the_line_at_its_priority)
     guard_log *log = guard_log_open(s, "log", &everything);
     guard_log_to_syslog(log);
     guard_log_write(log, GUARD_LOG_WARNING, "100%% %s of it", "s");
-    flush(log);
+    log_lines_flush(log);
     ck_assert_int_eq(syslog_priority, 4);
     ck_assert_ptr_nonnull(strstr(syslog_text, "\"message\":\"100% s of it\""));
     ck_assert_int_eq(syslog_text[strlen(syslog_text) - 1], '}');
@@ -588,7 +583,7 @@ START_TEST(the_journal_gets_the_line_and_its_fields)
         return;
     }
     write_lines(log, 1);
-    flush(log);
+    log_lines_flush(log);
     expect_figures(log, 1, 0);
     ck_assert_ptr_nonnull(strstr(journal, "MESSAGE={\"time\":"));
     ck_assert_ptr_nonnull(strstr(journal, "\"message\":\"line 0\""));

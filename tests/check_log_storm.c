@@ -33,11 +33,6 @@ static uint64_t storm_panics(void)
     return panics / THREADS * THREADS;
 }
 
-static void flush(guard_log *log)
-{
-    ck_assert_int_eq(guard_log_flush(log, 60000), 1);
-}
-
 static void fail_request(void *arg)
 {
     (void)arg;
@@ -83,7 +78,7 @@ START_TEST(a_site_gets_full_records_then_short_lines_then_a_count)
     for (int i = 0; i < 1000; i++) {
         guard_service_call(service, fail_request, NULL, NULL);
     }
-    flush(log);
+    log_lines_flush(log);
     guard_log_read(log, &figures);
     /* More than the five and ten at once only where this took so long. */
     ck_assert_uint_ge(figures.full, 5);
@@ -170,7 +165,7 @@ START_TEST(the_log_as_a_whole_is_bounded_however_many_sites_there_are)
     for (uint32_t i = 0; i < SITES * EACH; i++) {
         log_at(log, i % SITES + 1);
     }
-    flush(log);
+    log_lines_flush(log);
     expect_exact(log, SITES * EACH);
     ck_assert_uint_ge(figures.full + figures.brief, 5);
     ck_assert_uint_gt(figures.counted, SITES * EACH / 2);
@@ -195,7 +190,7 @@ START_TEST(a_quiet_site_is_not_silenced_by_a_loud_one)
         guard_log_read(log, &figures);
     } while (figures.counted < 1000);
     log_at(log, 2);
-    flush(log);
+    log_lines_flush(log);
     bool is_there = false;
     for (size_t i = 0; i < log_lines_count(); i++) {
         is_there |= strcmp(log_lines_text(i, "message"), "at line 2") == 0;
@@ -260,7 +255,7 @@ START_TEST(every_panic_of_many_threads_is_in_a_line_or_in_a_count)
     log_lines_collect(log);
     log_lines_only_count();
     double seconds = rage(open_service(s, log), panics);
-    flush(log);
+    log_lines_flush(log);
     expect_exact(log, panics);
     ck_assert_uint_eq(log_lines_events() + log_lines_more(), panics);
     ck_assert_uint_eq(log_lines_events(), figures.written);
@@ -276,7 +271,7 @@ START_TEST(on_a_full_disk_nothing_is_lost_but_lines)
     guard_log *log = guard_log_open(s, "log", &options);
     guard_log_to_file(log, "/dev/full", 0);
     double seconds = rage(open_service(s, log), panics);
-    flush(log);
+    log_lines_flush(log);
     expect_exact(log, panics);
     ck_assert_uint_eq(figures.written, 0);
     ck_assert_uint_eq(figures.told, 0);
@@ -320,7 +315,7 @@ START_TEST(a_disk_that_fills_up_and_is_emptied_takes_lines_again)
     limit.rlim_cur = before;
     ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
     uint64_t lost = figures.lost;
-    flush(log);
+    log_lines_flush(log);
     expect_exact(log, panics);
     ck_assert_uint_ge(figures.told, 1);
 

@@ -10,6 +10,14 @@
 
 enum { LINES = 4096 };
 
+const guard_log_options log_lines_everything = {
+    .site_full = 1000000, .site_lines = 1000000, .all_full = 1000000, .all_lines = 1000000, .report_ms = 60000};
+
+void log_lines_flush(guard_log *log)
+{
+    ck_assert_int_eq(guard_log_flush(log, 60000), 1);
+}
+
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of all that follows: the log's thread collects */
 static json_t *lines[LINES];
 static size_t count;

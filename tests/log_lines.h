@@ -9,6 +9,12 @@
 #include <guard/guard_log.h>
 #include <jansson.h>
 
+/* Options of a log that leaves nothing out: so many lines. */
+extern const guard_log_options log_lines_everything;
+
+/* Waits until all is written; fails the test after a minute. */
+void log_lines_flush(guard_log *log);
+
 /* Collects the lines of this log, from now on: a sink. The former ones are forgotten. */
 void log_lines_collect(guard_log *log);
 /* Reads the lines of a file instead. */
