@@ -5,6 +5,8 @@
 
 void call_commit(void *tx);
 void call_rollback(void *tx);
+void call_owner_close(void *owner);
 void call_exit_thread(void *unused);
+void call_pthread_exit(void *unused);
 
 #endif

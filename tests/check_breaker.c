@@ -8,6 +8,7 @@
 #include <guard/guard_breaker.h>
 #include <guard/guard_cancel.h>
 
+#include "calls.h"
 #include "fault_memory.h"
 #include "suite.h"
 #include "trace.h"
@@ -200,15 +201,9 @@ START_TEST(a_call_begun_before_a_change_decides_nothing_after_it)
 }
 END_TEST
 
-static void leave_thread(void *arg)
-{
-    (void)arg;
-    pthread_exit(NULL);
-}
-
 static void *call_and_leave(void *breaker)
 {
-    guard_breaker_call(breaker, leave_thread, NULL, NULL);
+    guard_breaker_call(breaker, call_pthread_exit, NULL, NULL);
     return NULL;
 }
 

@@ -9,6 +9,7 @@
 #include <guard/guard.h>
 #include <guard/guard_process.h>
 
+#include "calls.h"
 #include "child.h"
 #include "conform.h"
 #include "suite.h"
@@ -141,24 +142,18 @@ END_TEST
 
 /* Under ThreadSanitizer a process whose main thread has exited does not end: its own thread lives on. */
 #ifndef WITH_TSAN
-static void exit_thread(void *arg)
-{
-    (void)arg;
-    guard_exit_thread();
-}
-
 static void exit_in_a_panic(void *arg)
 {
     (void)arg;
     GUARD_AUTO(s);
-    guard_defer(s, exit_thread, NULL);
+    guard_defer(s, call_exit_thread, NULL);
     raise_code(as_arg(1));
 }
 
 /* TestGoexitCrash, TestGoexitDeadlock, TestGoexitInPanic: Go finds that nothing can run any more; a process without threads has ended. */
 START_TEST(the_process_ends_with_0_when_its_last_thread_exits)
 {
-    child_run(exit_thread, NULL, &child);
+    child_run(call_exit_thread, NULL, &child);
     ck_assert_msg(WIFEXITED(child.status) && WEXITSTATUS(child.status) == 0, "status %x", (unsigned)child.status);
     child_run(exit_in_a_panic, NULL, &child);
     ck_assert_msg(WIFEXITED(child.status) && WEXITSTATUS(child.status) == 0, "status %x", (unsigned)child.status);

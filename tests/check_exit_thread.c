@@ -21,6 +21,7 @@
 #include <guard/guard_process.h>
 #include <guard/guard_service.h>
 
+#include "calls.h"
 #include "child.h"
 #include "suite.h"
 
@@ -82,12 +83,6 @@ static void count(void *arg)
     runs += *(int *)arg;
 }
 
-static void leave(void *arg)
-{
-    (void)arg;
-    guard_exit_thread();
-}
-
 static int one = 1;
 static int two = 2;
 static int ten = 10;
@@ -108,7 +103,7 @@ static void *close_owner(void *arg)
     guard_owner *owner = guard_owner_new();
     guard_defer(s, count, &ten);
     guard_defer(guard_owner_scope(owner), count, &one);
-    guard_defer(guard_owner_scope(owner), leave, NULL);
+    guard_defer(guard_owner_scope(owner), call_exit_thread, NULL);
     guard_defer(guard_owner_scope(owner), count, &one);
     guard_owner_close(owner);
     return arg;
@@ -130,7 +125,7 @@ static void *release_owner(void *arg)
         guard_owner *owner = guard_owner_new();
         guard_defer_kind(inner, &guard_owner_kind, owner);
         guard_defer(guard_owner_scope(owner), count, &one);
-        guard_defer(guard_owner_scope(owner), leave, NULL);
+        guard_defer(guard_owner_scope(owner), call_exit_thread, NULL);
     }
     return arg;
 }
@@ -147,7 +142,7 @@ static void *call_services(void *arg)
     GUARD_AUTO(s);
     guard_defer(s, count, &ten);
     guard_service *service = guard_service_open(s, "test", NULL);
-    guard_service_call(service, leave, NULL, NULL);
+    guard_service_call(service, call_exit_thread, NULL, NULL);
     return arg;
 }
 
@@ -164,7 +159,7 @@ static void *call_breakers(void *arg)
     const guard_breaker_options options = {.calls = 1};
     guard_defer(s, count, &ten);
     guard_breaker *breaker = guard_breaker_open(s, "test", &options);
-    guard_breaker_call(breaker, leave, NULL, NULL);
+    guard_breaker_call(breaker, call_exit_thread, NULL, NULL);
     return arg;
 }
 

@@ -9,6 +9,7 @@
 
 #include <guard/guard.h>
 
+#include "calls.h"
 #include "child.h"
 #include "fault_memory.h"
 #include "suite.h"
@@ -330,11 +331,6 @@ START_TEST(closing_a_scope_from_a_function_that_its_own_close_runs_is_misuse)
 }
 END_TEST
 
-static void close_owner_again(void *owner)
-{
-    guard_owner_close(owner);
-}
-
 static void close_owners_scope_again(void *owner)
 {
     guard_scope_close(guard_owner_scope(owner));
@@ -351,7 +347,7 @@ static void close_owner_inside_its_own_close(void *again)
 START_TEST(closing_an_owner_from_a_function_that_its_own_close_runs_is_misuse)
 {
     fault_memory_install();
-    guard_fn *again = close_owner_again;
+    guard_fn *again = call_owner_close;
     expect_misuse(close_owner_inside_its_own_close, &again, GUARD_MISUSE_SCOPE, "run rest");
     trace_expect("run rest");
     again = close_owners_scope_again;

@@ -4,6 +4,7 @@
 
 #include <guard/guard.h>
 
+#include "calls.h"
 #include "fault_memory.h"
 #include "suite.h"
 #include "trace.h"
@@ -144,11 +145,6 @@ START_TEST(owners_that_close_owners_in_a_panic_fail_and_free_all)
 }
 END_TEST
 
-static void close_owner(void *owner)
-{
-    guard_owner_close(owner);
-}
-
 static void recover_in_the_owner(void *arg)
 {
     (void)arg;
@@ -166,7 +162,7 @@ START_TEST(an_owners_recovering_defer_sees_only_panics_of_its_own_close)
     guard_owner *owner = guard_owner_new();
     guard_defer_recover(guard_owner_scope(owner), trace_recover, "owner's");
     guard_defer(guard_owner_scope(owner), trace_fail, "x");
-    ck_assert_int_eq(guard_run(close_owner, owner, &error), 0);
+    ck_assert_int_eq(guard_run(call_owner_close, owner, &error), 0);
     trace_expect("fail x, recover owner's from x");
 }
 END_TEST

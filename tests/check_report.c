@@ -11,6 +11,7 @@
 #include <guard/guard_fault.h>
 #include <guard/guard_trace.h>
 
+#include "calls.h"
 #include "child.h"
 #include "faults.h"
 #include "suite.h"
@@ -550,16 +551,10 @@ START_TEST(the_return_from_main_does_not_cut_a_report_off)
 }
 END_TEST
 
-static void leave_the_thread(void *arg)
-{
-    (void)arg;
-    pthread_exit(NULL);
-}
-
 static void *panic_and_leave(void *arg)
 {
     GUARD_AUTO(s);
-    guard_defer(s, leave_the_thread, NULL);
+    guard_defer(s, call_pthread_exit, NULL);
     guard_panic(1, "never reported");
     return arg;
 }

@@ -11,6 +11,7 @@
 #include <guard/guard_cancel.h>
 #include <guard/guard_service.h>
 
+#include "calls.h"
 #include "fault_memory.h"
 #include "suite.h"
 #include "trace.h"
@@ -197,15 +198,9 @@ START_TEST(a_storm_from_many_threads_is_counted_exactly_within_the_limit)
 }
 END_TEST
 
-static void leave_thread(void *arg)
-{
-    (void)arg;
-    pthread_exit(NULL);
-}
-
 static void *call_and_leave(void *service)
 {
-    guard_service_call(service, leave_thread, NULL, NULL);
+    guard_service_call(service, call_pthread_exit, NULL, NULL);
     return NULL;
 }
 

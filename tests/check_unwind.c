@@ -19,6 +19,7 @@
 #include <guard/guard_cancel.h>
 #include <guard/guard_process.h>
 
+#include "calls.h"
 #include "child.h"
 #include "fault_memory.h"
 #include "suite.h"
@@ -535,22 +536,16 @@ START_TEST(a_panic_contained_in_a_defer_does_not_undo_guard_exit_thread)
 }
 END_TEST
 
-static void exit_the_thread(void *arg)
-{
-    (void)arg;
-    guard_exit_thread();
-}
-
 static void exit_in_defers(void *arg)
 {
     int how = *(const char *)arg;
     GUARD_AUTO(outer);
     guard_defer(outer, run, (void *)"1");
-    guard_defer(outer, exit_the_thread, NULL);
+    guard_defer(outer, call_exit_thread, NULL);
     {
         GUARD_AUTO(s);
         guard_defer(s, run, (void *)"2");
-        guard_defer(s, exit_the_thread, NULL);
+        guard_defer(s, call_exit_thread, NULL);
         if (how == 'p') {
             guard_panic(1, "one");
         }
@@ -579,15 +574,9 @@ START_TEST(guard_exit_thread_inside_deferred_functions_runs_the_rest_once)
 }
 END_TEST
 
-static void exit_unused(void *arg)
-{
-    (void)arg;
-    guard_exit_thread();
-}
-
 START_TEST(guard_exit_thread_in_a_thread_without_scopes_just_ends_it)
 {
-    ck_assert_ptr_null(end_thread(exit_unused, 0));
+    ck_assert_ptr_null(end_thread(call_exit_thread, 0));
     events_expect("");
 }
 END_TEST

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include <sys/mman.h>
 
+#include "calls.h"
 #include "fault_memory.h"
 #include "locks.h"
 #include "suite.h"
@@ -145,11 +146,6 @@ void mutex_make(pthread_mutex_t *made, int type, int robust, int process_shared,
     pthread_mutexattr_destroy(&attributes);
 }
 
-static void close_owner(void *owner)
-{
-    guard_owner_close(owner);
-}
-
 typedef struct closing {
     guard_owner *owner;
     guard_error *error;
@@ -159,7 +155,7 @@ typedef struct closing {
 static void *close_owner_in_border(void *arg)
 {
     closing *this = arg;
-    this->code = guard_run(close_owner, this->owner, this->error);
+    this->code = guard_run(call_owner_close, this->owner, this->error);
     return NULL;
 }
 
