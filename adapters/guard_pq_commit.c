@@ -8,12 +8,13 @@
  *                    |--tag ROLLBACK, or an ERROR and the server is there-----> ROLLED_BACK
  *                    '--anything else: lost, late, no memory--> shut, resolve-> COMMITTED, ROLLED_BACK or IN_DOUBT
  *
- * The marker's statements travel in COMMIT's own message: in an open transaction a message of several statements is no block of its own,
- * and the server stops at the first that fails, before COMMIT. Then the transaction is aborted and still open, and rolled back.
- * A deferred constraint fails in COMMIT itself, and the server is idle afterwards: no ROLLBACK then.
+ * The marker's statement travels in COMMIT's own message: as text, or, where it is prepared, in a pipeline with one sync (guard_pq_message.c).
+ * In an open transaction such a message is no block of its own, and the server stops at the first statement that fails, before COMMIT. Then the
+ * transaction is aborted and still open, and rolled back. A deferred constraint fails in COMMIT itself, and the server is idle afterwards: no
+ * ROLLBACK then. How it is, the server says at the message's end; where that is not read, the state is not known.
  *
- * PQsendQuery and PQgetResult give the answer as soon as its tag has arrived; PQexec waits for what follows it, and would lose it
- * with the wire.
+ * PQsendQuery and PQgetResult, and a pipeline too, give the answer as soon as its tag has arrived; PQexec waits for what follows it, and would
+ * lose it with the wire.
  */
 #include "guard_pq_internal.h"
 
@@ -97,29 +98,63 @@ static void read_one(guard_pq *pq, PGresult *result, answer *a)
     }
 }
 
-static void ask(guard_pq *pq, const char *sql, answer *a)
+static const char *commit_sql(guard_pq *pq, char *sql, size_t size)
+{
+    int length = pq->t.marker == GUARD_PQ_MARKER_ROW ? guard_pq_marks_sql(pq, sql, size) : 0;
+    if (pq->t.prepare_as == NULL && length == 0) {
+        return "COMMIT";
+    }
+    if (pq->t.prepare_as == NULL) {
+        memcpy(sql + length, "COMMIT", sizeof("COMMIT"));
+        return sql;
+    }
+    char name[416]; /* 199 bytes, each doubled */
+    guard_pq_literal(name, sizeof(name), pq->t.prepare_as);
+    snprintf(sql + length, size - (size_t)length, "PREPARE TRANSACTION %s", name);
+    return sql;
+}
+
+static int send_commit(guard_pq *pq)
+{
+    char sql[GUARD_PQ_SQL_MAX + 512];
+    if (pq->t.marker == GUARD_PQ_MARKER_ROW && pq->marks.prepared && pq->t.prepare_as == NULL) {
+        return guard_pq_marks_send_commit(pq);
+    }
+    return PQsendQuery(pq->conn, commit_sql(pq, sql, sizeof(sql)));
+}
+
+/* Past the deadline. Where COMMIT's tag was read all the same, what follows it is not waited for. */
+static void give_up(guard_pq *pq, answer *a)
+{
+    if (!a->has_error) {
+        guard_pq_error_timeout(&a->error, "the answer to COMMIT", pq->t.commit_ms);
+        a->has_error = 1;
+    }
+    a->refused = 0;
+    if (pq->message != 0) {
+        guard_pq_cut(pq);
+    }
+}
+
+static void ask(guard_pq *pq, answer *a)
 {
     guard_pq_deadline deadline = guard_pq_in(pq->t.commit_ms);
+    PGresult *result;
     a->tag = GUARD_OPEN;
     a->has_error = 0;
     a->refused = 0;
     memset(a->error.sqlstate, 0, sizeof(a->error.sqlstate));
     pq->local_only = 0;
-    if (!PQsendQuery(pq->conn, sql)) {
+    if (!send_commit(pq)) {
         guard_pq_error_conn(pq->conn, &a->error, "sending COMMIT");
         a->has_error = 1;
         return;
     }
     for (;;) {
-        if (!guard_pq_await_answer(pq, deadline)) {
-            if (!a->has_error) {
-                guard_pq_error_timeout(&a->error, "the answer to COMMIT", pq->t.commit_ms);
-                a->has_error = 1;
-            }
-            a->refused = 0;
+        if (!guard_pq_next(pq, deadline, &result)) {
+            give_up(pq, a);
             return;
         }
-        PGresult *result = guard_pq_get_result(pq);
         if (result == NULL) {
             return;
         }
@@ -246,22 +281,6 @@ static int read_xid(guard_pq *pq, char *xid, size_t size, guard_error *error)
     return code;
 }
 
-static const char *commit_sql(guard_pq *pq, char *sql, size_t size)
-{
-    int length = pq->t.marker == GUARD_PQ_MARKER_ROW ? guard_pq_marks_sql(pq, sql, size) : 0;
-    if (pq->t.prepare_as == NULL && length == 0) {
-        return "COMMIT";
-    }
-    if (pq->t.prepare_as == NULL) {
-        memcpy(sql + length, "COMMIT", sizeof("COMMIT"));
-        return sql;
-    }
-    char name[416]; /* 199 bytes, each doubled */
-    guard_pq_literal(name, sizeof(name), pq->t.prepare_as);
-    snprintf(sql + length, size - (size_t)length, "PREPARE TRANSACTION %s", name);
-    return sql;
-}
-
 static guard_outcome judge(guard_pq *pq, const answer *a, const char *xid, guard_result *result)
 {
     if (a->tag == GUARD_COMMITTED || a->tag == GUARD_PREPARED) {
@@ -292,14 +311,13 @@ static guard_outcome judge(guard_pq *pq, const answer *a, const char *xid, guard
 
 static guard_outcome commit_open(guard_pq *pq, guard_result *result)
 {
-    char sql[GUARD_PQ_SQL_MAX + 512];
     char xid[24];
     answer a;
     if (look_at_mode(pq, &a.error) != 0 || read_xid(pq, xid, sizeof(xid), &a.error) != 0) {
         take_back(pq);
         return rolled_back(result, &a.error);
     }
-    ask(pq, commit_sql(pq, sql, sizeof(sql)), &a);
+    ask(pq, &a);
     return judge(pq, &a, xid, result);
 }
 

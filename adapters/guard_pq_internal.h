@@ -138,6 +138,7 @@ struct guard_pq {
     uint8_t primary;           /* its server is no standby */
     uint8_t unset;             /* of a pool's: the settings that we made may be gone */
     uint8_t local_only;        /* the server gave up waiting for its standbys */
+    uint8_t message;           /* guard_pq_message.c: of the one on the wire; 0: there is none */
     uint8_t watched;           /* libpq tells on_event of every result: the program has the raw connection */
     const PGresult *seen;      /* the latest that it told of */
     int64_t since;             /* guard_dump_clock; of a pool's: when it was taken */
@@ -272,6 +273,20 @@ int guard_pq_sql_may_end(const char *sql, int backslashes, int one_statement, in
 int guard_pq_may_end(guard_pq *pq, const char *sql, int one_statement);
 extern const guard_kind guard_pq_result_kind;
 
+/* ----------------------------------------------------------------------------------------------- messages -- */
+
+/*
+ * Several statements in one message: open, PQsendQueryParams and the like, send. Each gives 1, or 0 as libpq does: then what was queued
+ * cannot be taken back, and the caller cuts the connection. The transaction's state is known when all has been read.
+ */
+int guard_pq_message_open(guard_pq *pq);
+int guard_pq_message_send(guard_pq *pq, unsigned statements);
+/*
+ * The next result of what was sent, a message or a statement, NULL at its end: 1; 0 past the deadline. A statement that the server has skipped
+ * gives none.
+ */
+int guard_pq_next(guard_pq *pq, guard_pq_deadline deadline, PGresult **result);
+
 /* ------------------------------------------------------------------------------------------------ flights -- */
 
 /* Makes it the connection's, and registers it on the scope, for which one record was reserved. */
@@ -292,8 +307,10 @@ int guard_pq_random(void *bytes, size_t size);
 int guard_pq_marks_check(guard_pq *pq, guard_error *error);
 /* Gives the session an id. */
 int guard_pq_marks_begin(guard_pq *pq, guard_error *error);
-/* The statements before COMMIT; returns their length. */
+/* The statement before COMMIT, as text; returns its length. */
 int guard_pq_marks_sql(guard_pq *pq, char *sql, size_t size);
+/* Sends the prepared one, and COMMIT, in one message: 1, or 0 as libpq does. */
+int guard_pq_marks_send_commit(guard_pq *pq);
 /* The transaction with this marker was committed or prepared. */
 void guard_pq_marks_done(guard_pq *pq);
 /* COMMIT with this marker was refused. */

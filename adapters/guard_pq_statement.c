@@ -81,11 +81,11 @@ int guard_pq_collect(guard_pq *pq, int32_t ms, PGresult **kept, guard_error *err
     PGresult *last = NULL;
     int code = 0;
     for (;;) {
-        if (!guard_pq_await_answer(pq, deadline)) {
+        PGresult *result;
+        if (!guard_pq_next(pq, deadline, &result)) {
             code = give_up(pq, ms, error);
             break;
         }
-        PGresult *result = guard_pq_get_result(pq);
         if (result == NULL) {
             break;
         }

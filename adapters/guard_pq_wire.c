@@ -83,7 +83,10 @@ int guard_pq_await(PGconn *conn, guard_pq_deadline deadline)
     }
 }
 
-/* Where the server has answered, nothing is left to send: outside of a pipeline it has all by then, or these are its last words. */
+/*
+ * Where the server has answered, nothing is left to send: it has all by then, or these are its last words. That is not so in a pipeline of the
+ * program's; of a message (guard_pq_message.c) what is left is sent before the next answer is waited for.
+ */
 int guard_pq_await_answer(guard_pq *pq, guard_pq_deadline deadline)
 {
     PGconn *conn = pq->conn;
@@ -121,6 +124,7 @@ int guard_pq_flush(PGconn *conn, guard_pq_deadline deadline)
 void guard_pq_cut(guard_pq *pq)
 {
     pq->cut = 1;
+    pq->message = 0;
     if (pq->conn == NULL || PQsocket(pq->conn) < 0) {
         return;
     }
@@ -278,6 +282,7 @@ int guard_pq_quiesce(guard_pq *pq, guard_pq_deadline deadline)
 {
     GUARD_AUTO(mask);
     guard_mask(mask);
+    pq->message = 0;
     if (pq->flight != NULL) {
         guard_pq_flight_over(pq->flight);
     }

@@ -120,6 +120,95 @@ START_TEST(a_prepared_transaction_with_a_marker_does_not_block_the_next_of_its_s
 }
 END_TEST
 
+/* -------------------------------------------------------------------------------- COMMIT in the marker's message -- */
+
+static const guard_pq_tx_options with_row = {.marker = GUARD_PQ_MARKER_ROW};
+
+static void insert_twice(guard_tx *tx, void *arg)
+{
+    (void)arg;
+    guard_pq_exec(NULL, guard_pq_of(tx), "INSERT INTO late VALUES (1), (1)");
+}
+
+static void read_a_row(guard_tx *tx, void *arg)
+{
+    GUARD_AUTO(s);
+    insert_next(tx, arg);
+    guard_pq_stream_next(guard_pq_stream_open(s, guard_pq_of(tx), "SELECT generate_series(1, 1000)", NULL));
+}
+
+/* At rest, out of pipeline mode, and the next statement gets its own answer. */
+static void check_rest(guard_pq *pq, int number)
+{
+    char sql[32];
+    snprintf(sql, sizeof(sql), "SELECT %d", number);
+    ck_assert_int_eq(guard_pq_query_int64(pq, sql, -1), number);
+    ck_assert_int_eq(PQpipelineStatus(guard_pq_raw(pq)), PQ_PIPELINE_OFF);
+    ck_assert_int_eq(PQtransactionStatus(guard_pq_raw(pq)), PQTRANS_IDLE);
+}
+
+START_TEST(a_connection_is_at_rest_after_a_commit_with_a_marker_whichever_way_that_ended)
+{
+    GUARD_AUTO(s);
+    guard_result result;
+    guard_pq *pq = pq_open(s);
+    server_run("DROP TABLE IF EXISTS late; CREATE TABLE late (id integer UNIQUE DEFERRABLE INITIALLY DEFERRED)");
+    ck_assert_int_eq(guard_pq_transact(pq, insert_next, NULL, &with_row, &result), GUARD_COMMITTED);
+    check_rest(pq, 1);
+    ck_assert_int_eq(guard_pq_transact(pq, read_a_row, NULL, &with_row, &result), GUARD_COMMITTED);
+    check_rest(pq, 2);
+    ck_assert_int_eq(guard_pq_transact(pq, insert_twice, NULL, &with_row, &result), GUARD_ROLLED_BACK);
+    ck_assert_str_eq(result.error.sqlstate, "23505");
+    ck_assert_str_eq(result.error.constraint, "late_id_key");
+    check_rest(pq, 3);
+    guard_pq_exec(NULL, pq, "DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$");
+    guard_pq_tx_options once = {.marker = GUARD_PQ_MARKER_ROW, .tx.attempts = 1};
+    ck_assert_int_eq(guard_pq_transact(pq, insert_next, NULL, &once, &result), GUARD_ROLLED_BACK);
+    ck_assert_str_eq(result.error.sqlstate, "26000");
+    check_rest(pq, 4);
+    ck_assert_int_eq(guard_pq_transact(pq, insert_next, NULL, &once, &result), GUARD_COMMITTED);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t"), 3);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM late"), 0);
+}
+END_TEST
+
+typedef struct silence {
+    wire_proxy *proxy;
+    uint64_t after; /* bytes of the answer to COMMIT; 0: none of it is withheld */
+} silence;
+
+static void insert_and_silence(guard_tx *tx, void *arg)
+{
+    const silence *a = arg;
+    insert_next(tx, NULL);
+    wire_proxy_mark(a->proxy, 1);
+    if (a->after > 0) {
+        wire_proxy_stop_after(a->proxy, 1, WIRE_TO_CLIENT, a->after);
+    }
+}
+
+/* ReadyForQuery is the last 6 bytes. */
+START_TEST(a_commit_with_a_marker_is_told_by_its_tag_though_what_follows_never_comes)
+{
+    GUARD_AUTO(s);
+    guard_result result;
+    guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW, .commit_ms = 300};
+    silence a = {server_proxy(), 0};
+    server_reset();
+    guard_pq *pq = guard_pq_open(s, wire_proxy_conninfo(a.proxy), NULL);
+    ck_assert_int_eq(guard_pq_transact(pq, insert_and_silence, &a, &with_row, &result), GUARD_COMMITTED);
+    a.after = wire_proxy_look(a.proxy, 1).passed[WIRE_TO_CLIENT] - 6;
+    ck_assert_int_eq(guard_pq_transact(pq, insert_and_silence, &a, &options, &result), GUARD_COMMITTED);
+    ck_assert_uint_eq(result.notes, 0); /* nobody had to be asked */
+    ck_assert_uint_eq(wire_proxy_connections(a.proxy), 1);
+    ck_assert_int_eq(server_rows(next_id), 1);
+    /* Nobody gets the rest of that answer for one of his own. */
+    ck_assert_int_eq(guard_pq_transact(pq, pq_insert_two, NULL, &with_row, &result), GUARD_ROLLED_BACK);
+    ck_assert_int_eq(result.error.code, GUARD_PQ_CONNECTION);
+    wire_proxy_close(a.proxy);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -128,6 +217,8 @@ int main(void)
         a_session_keeps_one_marker_row_and_takes_it_back_at_its_end,
         a_program_that_takes_the_markers_statements_away_commits_all_the_same,
         a_prepared_transaction_with_a_marker_does_not_block_the_next_of_its_session,
+        a_connection_is_at_rest_after_a_commit_with_a_marker_whichever_way_that_ended,
+        a_commit_with_a_marker_is_told_by_its_tag_though_what_follows_never_comes,
     };
     return suite_run("pq_marker", tests, sizeof tests / sizeof *tests);
 }
