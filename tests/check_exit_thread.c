@@ -24,6 +24,7 @@
 #include "calls.h"
 #include "child.h"
 #include "suite.h"
+#include "task.h"
 
 #ifdef WITH_ASAN
 /* Once the main thread is gone, what only its frames pointed at, Check's memory, is a leak to LeakSanitizer. */
@@ -173,9 +174,9 @@ END_TEST
 /* ------------------------------------------------------------------------------------------ the main thread -- */
 
 #ifndef WITH_TSAN
-static void *work_a_while(void *arg)
+static void *outlive_main(void *arg)
 {
-    nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+    task_wait(getpid(), 'Z');
     guard_log_write(arg, GUARD_LOG_NOTICE, "last");
     return NULL;
 }
@@ -195,7 +196,7 @@ static void leave_main(void *arg)
     if (arg != &two) {
         guard_cancel_on_signal(SIGTERM, 0);
     }
-    pthread_create(&thread, NULL, work_a_while, log);
+    pthread_create(&thread, NULL, outlive_main, log);
     pthread_detach(thread);
     if (arg != NULL) {
         guard_exit_thread();

@@ -20,6 +20,7 @@
 #include "fault_memory.h"
 #include "file_faults.h"
 #include "suite.h"
+#include "task.h"
 
 static guard_error error;
 
@@ -185,7 +186,7 @@ END_TEST
 
 static void *end_other(void *arg)
 {
-    nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL); /* so that the lock is waited for */
+    task_wait(getpid(), 'S'); /* the lock is waited for */
     other_end();
     return arg;
 }

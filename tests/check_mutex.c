@@ -12,6 +12,7 @@
 #include "fault_memory.h"
 #include "locks.h"
 #include "suite.h"
+#include "task.h"
 
 static guard_error error;
 
@@ -263,7 +264,7 @@ START_TEST(a_waiter_takes_over_when_the_owner_dies)
         shared->balance = 40;
         close(ready[0]);
         close(ready[1]);
-        nanosleep(&(struct timespec){.tv_nsec = 150000000}, NULL); /* until the other waits */
+        task_wait(getppid(), 'S'); /* for the mutex: the pipe's end has woken it */
         kill(getpid(), SIGKILL);
     }
     close(ready[1]);

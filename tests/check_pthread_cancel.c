@@ -23,6 +23,7 @@
 
 #include "child.h"
 #include "suite.h"
+#include "task.h"
 
 static atomic_bool is_waiting;
 static atomic_bool has_returned;
@@ -246,8 +247,7 @@ static void *log_something(void *arg)
     guard_log *log = arg;
     guard_log_write(log, GUARD_LOG_INFO, "first");
     guard_log_flush(log, 1000);
-    nanosleep(&(struct timespec){.tv_nsec = 50000000},
-              NULL); /* its thread is asleep, which cannot be seen from outside */
+    task_wait(task_named("guard-log"), 'S');
     pthread_cancel(pthread_self());
     guard_log_write(log, GUARD_LOG_INFO, "last");
     atomic_store(&has_returned, true);
