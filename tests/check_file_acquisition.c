@@ -346,11 +346,5 @@ int main(void)
     tcase_add_loop_test(acquiring, an_acquisition_with_any_system_call_failing_leaves_nothing, 0, ACQUISITIONS);
     tcase_add_loop_test(acquiring, an_acquisition_of_a_cancelled_thread_is_not_made, 0, ACQUISITIONS);
     suite_add_tcase(suite, acquiring);
-
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_FORK);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_finish(suite);
 }

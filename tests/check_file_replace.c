@@ -424,11 +424,5 @@ int main(void)
     ADD(a_directory_that_may_not_be_written_is_noticed_at_the_beginning);
     ADD(a_directory_that_may_not_be_listed_is_good_enough);
     suite_add_tcase(suite, replacing);
-
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_FORK);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_finish(suite);
 }

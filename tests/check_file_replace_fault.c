@@ -486,11 +486,5 @@ int main(void)
     ADD(a_writer_terminated_at_any_call_leaves_no_temporary_file);
     ADD(a_reader_never_sees_a_mixture_while_writers_are_killed);
     suite_add_tcase(suite, replacing);
-
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_FORK);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_finish(suite);
 }

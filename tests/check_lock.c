@@ -387,10 +387,5 @@ int main(void)
     tcase_add_test(some, many_threads_exclude_each_other_through_panics);
     suite_add_tcase(suite, each);
     suite_add_tcase(suite, some);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_FORK);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return suite_finish(suite);
 }

@@ -296,10 +296,5 @@ int main(void)
     tcase_add_loop_test(tcase, a_proxy_that_refuses_is_a_server_that_is_away, 0, 2);
     Suite *suite = suite_create("pq_proxy");
     suite_add_tcase(suite, tcase);
-    SRunner *runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_FORK);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+    return suite_finish(suite);
 }

@@ -22,6 +22,9 @@ int suite_run(const char *name, const TTest *const *tests, size_t count);
 /* The same; each test calls `before`, which may fail it, in its own process first. */
 int suite_run_after(const char *name, const TTest *const *tests, size_t count, void (*before)(void));
 
+/* For a program that puts its cases together itself, for loop tests: runs them, frees the suite and returns the exit status. */
+int suite_finish(Suite *suite);
+
 /* Room for valgrind: alone, a test takes milliseconds. */
 #define SUITE_SECONDS 60
 
