@@ -3,9 +3,7 @@
  * guard_file_directory.c: directories to read.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "guard_file_internal.h"
 

@@ -11,8 +11,6 @@
  */
 #include "guard_pq_internal.h"
 
-#include <string.h>
-
 struct guard_pq_pipeline {
     guard_pq_flight flight; /* first */
     uint32_t pending;

@@ -8,7 +8,6 @@
 
 #include <ctype.h>
 #include <pthread.h>
-#include <string.h>
 
 /* Valgrind's helgrind takes an atomic for any other access and learns no order from it, so that it is told. */
 #if defined(__has_include)

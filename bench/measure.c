@@ -3,10 +3,8 @@
  * measure.c: one row. Both sides are asked in turn for the same number of turns, who is first changing from round to round, so that
  * what else the machine does meets both. The result is the median of the ratios of the rounds.
  */
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include <guard/guard_file.h>
 

@@ -2,7 +2,6 @@
 /* results.c: what a run found, for people and for programs. */
 #include <jansson.h>
 #include <stdio.h>
-#include <string.h>
 
 #include <guard/guard_file.h>
 

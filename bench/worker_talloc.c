@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* talloc: a context for each scope, with a child that has a destructor for each cleanup, as Samba does. */
-#include <stdbool.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <talloc.h>
 
 #include "bench.h"

@@ -14,10 +14,8 @@
  * thread's list and carry a flag, and so does a scope with guard_mask.
  */
 #include <errno.h>
-#include <signal.h>
 #include <sys/eventfd.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "internal.h"
 

@@ -27,7 +27,6 @@
 #include <errno.h>
 #include <link.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <ucontext.h>
 #include <unwind.h>
 

@@ -9,7 +9,6 @@
  * state, and the handler touches only what it took from LISTED. Between that and unlinkat the owner may close the directory and another thread
  * get its number: then a name that nobody else has (adapters choose 64 random bits) is looked for in the wrong directory.
  */
-#include <errno.h>
 #include <unistd.h>
 
 #include "internal.h"

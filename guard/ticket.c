@@ -7,7 +7,6 @@
  * The newest record of a scope is simply unlinked. Another one stays in the list as DEAD, and the dead are swept out when they are as many as
  * the living (at least SWEEP_LEAST), so that each costs a constant time on average and a scope that lives for ever does not grow.
  */
-#include <errno.h>
 
 #include "internal.h"
 

@@ -2,7 +2,6 @@
 /* check_breaker.c: a breaker opens on failures, refuses while it is open, and closes when its probes are well. */
 #include <errno.h>
 #include <pthread.h>
-#include <string.h>
 
 #include <guard/guard.h>
 #include <guard/guard_breaker.h>

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* check_error.c: errors as flat values: their size, their texts, their chains, their print. */
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
 
 #include <guard/guard.h>

@@ -2,9 +2,6 @@
 /* check_group.c: threads that are started together end together (behaviour 51, and Go's errgroup). */
 #include <errno.h>
 #include <pthread.h>
-#include <semaphore.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 

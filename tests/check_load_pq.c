@@ -3,7 +3,6 @@
  * check_load_pq.c: guard-load on PostgreSQL: each good row exactly once, each bad one with its reason, whatever is killed, cut or
  * restarted meanwhile, with one worker, several, and several processes.
  */
-#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>

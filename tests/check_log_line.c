@@ -3,7 +3,6 @@
  * check_log_line.c: the lines of the panic log are whole, valid and true whatever is in them.
  */
 #include <errno.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -2,9 +2,7 @@
 /*
  * check_metrics.c: what is counted is exact, also by threads that come and go and after a fork.
  */
-#include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>

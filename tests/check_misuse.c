@@ -4,7 +4,6 @@
  * release what was to be registered (behaviour 3).
  */
 #include <pthread.h>
-#include <stdio.h>
 #include <string.h>
 
 #include <guard/guard.h>

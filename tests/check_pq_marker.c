@@ -2,7 +2,6 @@
 /*
  * check_pq_marker.c: the marker table: who makes it, who may use it, and which rows are in it.
  */
-#include <stdio.h>
 #include <string.h>
 
 #include <guard/guard.h>

@@ -5,8 +5,6 @@
  */
 #include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include <guard/guard.h>
 #include <guard/guard_pq.h>

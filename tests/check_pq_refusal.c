@@ -5,8 +5,6 @@
  */
 #include <poll.h>
 #include <stdio.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <guard/guard.h>
 #include <guard/guard_pq.h>

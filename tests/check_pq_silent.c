@@ -2,7 +2,6 @@
 /* check_pq_silent.c: a server that falls silent at any moment of connecting, lending or closing holds nobody past a deadline. */
 #include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include <guard/guard.h>

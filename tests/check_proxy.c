@@ -2,7 +2,6 @@
 /* The tests' own proxy: what it passes on, how it treats new connections, and that threads may use it. */
 #include <errno.h>
 #include <pthread.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>

@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* The tests' own proxy cuts the wire: at every byte, in every manner, seen from both ends. */
 #include <poll.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>

@@ -1,8 +1,5 @@
 /* SPDX-License-Identifier: MIT */
 /* The tests' own proxy stops and delays the wire, and delivers late. */
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
 #include "proxy_rig.h"
 

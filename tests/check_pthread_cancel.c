@@ -4,7 +4,6 @@
  * are such points. None of those that the library makes for itself may be one: it would leave with a lock held, a wake that is never written, or a
  * report that is never told.
  */
-#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>

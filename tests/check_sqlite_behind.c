@@ -4,7 +4,6 @@
  * that is told is never a wrong one (behaviours 24, 27, 44).
  */
 #include <stdio.h>
-#include <string.h>
 
 #include <guard/guard.h>
 #include <guard/guard_sqlite.h>

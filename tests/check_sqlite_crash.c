@@ -4,7 +4,6 @@
  * as rolled back is not, and nothing is there by half (behaviours 44, 47). The same with a disk that fails before the power does.
  */
 #include <stdio.h>
-#include <string.h>
 
 #include <guard/guard.h>
 #include <guard/guard_sqlite.h>

@@ -4,7 +4,6 @@
  * connection and after a crash (behaviours 44, 47).
  */
 #include <stdio.h>
-#include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
 

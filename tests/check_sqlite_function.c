@@ -3,7 +3,6 @@
  * check_sqlite_function.c: a panic of the program's never crosses SQLite's frames: user functions, aggregates, collations and
  * sqlite3_exec callbacks are borders (behaviour 46). Blobs and backups.
  */
-#include <errno.h>
 #include <pthread.h>
 #include <string.h>
 

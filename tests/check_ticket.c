@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: MIT */
 /* check_ticket.c: one registration is dismissed, released or moved before its scope ends, and is stale afterwards (check_misuse). */
-#include <stdint.h>
 #include <string.h>
 
 #include <guard/guard.h>

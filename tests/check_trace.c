@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <guard/guard_cancel.h>
 #include <guard/guard_group.h>
 #include <guard/guard_trace.h>
 

@@ -2,10 +2,8 @@
 /* check_tx_count.c: every transaction is counted once, by how it ended, and its COMMIT or ROLLBACK timed. */
 #include <pthread.h>
 #include <stdio.h>
-#include <string.h>
 
 #include <guard/guard.h>
-#include <guard/guard_metrics.h>
 #include <guard/guard_sqlite.h>
 #include <guard/tx.h>
 

@@ -5,13 +5,10 @@
  * It is built twice: with -fexceptions, where a foreign unwind runs the scopes it passes, and as check_unwind_plain with
  * -fno-exceptions, where what is passed is released or reported when the thread ends. LEAVES says which.
  */
-#include <errno.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <setjmp.h>
-#include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 

@@ -3,7 +3,6 @@
 
 #include <getopt.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include <guard/guard_file.h>
 
