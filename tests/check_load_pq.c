@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "load_program.h"
+#include "random.h"
 #include "server.h"
 #include "wire_proxy.h"
 
@@ -48,12 +49,6 @@ static void check_numbers(int rows)
     ck_assert_int_eq(server_number("SELECT sum(rows_loaded) FROM guard_load_chunk"), rows - rows / 100);
     ck_assert_int_eq(server_number("SELECT sum(rows_rejected) FROM guard_load_chunk"), rows / 100);
     ck_assert_int_eq(server_number("SELECT count(*) FROM guard_load_chunk WHERE done_by IS NULL"), 0);
-}
-
-static unsigned next_random(uint64_t *state)
-{
-    *state = *state * 6364136223846793005ULL + 1442695040888963407ULL;
-    return (unsigned)(*state >> 33);
 }
 
 /* Time itself: what is killed afterwards is to be hit at any moment of its work. */
@@ -501,9 +496,9 @@ static void load_among_killers(uint64_t *state, int kills)
         start_process(&processes[i], 1 + i % 2);
     }
     for (int i = 0; i < kills; i++) {
-        rest(1000 + next_random(state) % 30000);
-        int victim = (int)(next_random(state) % PROCESSES);
-        if (next_random(state) % 2 == 0) {
+        rest(1000 + random_next(state) % 30000);
+        int victim = (int)(random_next(state) % PROCESSES);
+        if (random_next(state) % 2 == 0) {
             server_run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'guard-load' "
                        "ORDER BY random() LIMIT 2");
             continue;

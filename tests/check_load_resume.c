@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "load_program.h"
+#include "random.h"
 
 #define TABLE "CREATE TABLE t (a INTEGER NOT NULL, b TEXT)"
 
@@ -75,12 +76,6 @@ static void leave_unfinished(const char *options)
 
 /* -------------------------------------------------------------------------------------- killed and stopped -- */
 
-static unsigned next_random(uint64_t *state)
-{
-    *state = *state * 6364136223846793005ULL + 1442695040888963407ULL;
-    return (unsigned)(*state >> 33);
-}
-
 /* Waits for the process, but not longer than so many microseconds, then sends the signal. */
 static load_output signal_after(pid_t process, long microseconds, int number)
 {
@@ -122,7 +117,7 @@ static int load_with_signals(uint64_t *state, long *longest, int number, int sto
 {
     for (int hits = 0;; hits++) {
         double began = seconds_now();
-        load_output output = signal_after(load_start(COMMAND), 1 + (long)(next_random(state) % (unsigned long)*longest),
+        load_output output = signal_after(load_start(COMMAND), 1 + (long)(random_next(state) % (unsigned long)*longest),
                                           number);
         if (output.status == 3) {
             expect_all_rows(ROWS);

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "load_program.h"
+#include "random.h"
 
 #define REJECTS "SELECT line, code, reason, CAST(row AS TEXT) FROM guard_load_reject ORDER BY line"
 
@@ -342,12 +343,6 @@ END_TEST
 
 /* ------------------------------------------------------------------------------------------------ property -- */
 
-static unsigned next_random(uint64_t *state)
-{
-    *state = *state * 6364136223846793005ULL + 1442695040888963407ULL;
-    return (unsigned)(*state >> 33);
-}
-
 /* A file whose good rows and bad lines are known; the rows have numbers from 1 up. */
 static void write_known_file(uint64_t *state, char *expected_rows, char *expected_lines)
 {
@@ -356,14 +351,14 @@ static void write_known_file(uint64_t *state, char *expected_rows, char *expecte
     int line = 2;
     int bad_lines = 0;
     fputs("a,b\n", file);
-    for (int number = 1, rows = 1 + (int)(next_random(state) % 40); number <= rows; number++) {
-        if (next_random(state) % 3 == 0) {
-            fprintf(file, "%s\n", bad[next_random(state) % (sizeof bad / sizeof *bad)]);
+    for (int number = 1, rows = 1 + (int)(random_next(state) % 40); number <= rows; number++) {
+        if (random_next(state) % 3 == 0) {
+            fprintf(file, "%s\n", bad[random_next(state) % (sizeof bad / sizeof *bad)]);
             expected_lines += sprintf(expected_lines, "%s%d", bad_lines++ > 0 ? "\n" : "", line);
             line++;
         }
         /* Each good row has a quote, so that an open one before it turns malformed here. */
-        int tall = next_random(state) % 4 == 0;
+        int tall = random_next(state) % 4 == 0;
         fprintf(file, "%d,\"%s\"\n", number, tall ? "t\nu" : "t");
         expected_rows += sprintf(expected_rows, "%s%d|%s", number > 1 ? "\n" : "", number, tall ? "t\nu" : "t");
         line += 1 + tall;
@@ -382,7 +377,7 @@ START_TEST(of_random_files_every_good_row_is_loaded_and_every_bad_line_is_told)
         unlink("t.db-shm");
         run_sql("t.db", "CREATE TABLE t (a INTEGER NOT NULL CHECK (a > 0), b)");
         write_known_file(&state, rows, lines);
-        load_expect(load_run("--db sqlite:t.db --into t --batch %u f.csv", 1 + next_random(&state) % 9),
+        load_expect(load_run("--db sqlite:t.db --into t --batch %u f.csv", 1 + random_next(&state) % 9),
                     lines[0] != '\0' ? 3 : 0);
         ck_assert_str_eq(query("t.db", "SELECT a, b FROM t ORDER BY rowid"), rows);
         ck_assert_str_eq(query("t.db", "SELECT line FROM guard_load_reject"), lines);

@@ -13,6 +13,7 @@
 #include <guard/guard.h>
 
 #include "../demo/load/reader.h"
+#include "random.h"
 #include "suite.h"
 
 typedef struct test_input {
@@ -282,20 +283,13 @@ END_TEST
 
 /* ------------------------------------------------------------------------------------------- any file at all -- */
 
-/* The same sequence for the same seed everywhere. */
-static unsigned next_random(uint64_t *state)
-{
-    *state = *state * 6364136223846793005ULL + 1442695040888963407ULL;
-    return (unsigned)(*state >> 33);
-}
-
 static size_t random_file(uint64_t *state, char *text, size_t most)
 {
     static const char *const parts[] = {",",  ",",    "\n", "\n", "\"", "\"",       "\"\"",
                                         "\r", "\r\n", "a",  "bc", " ",  "\xC3\xA9", "\xE9"};
     size_t size = 0;
-    for (unsigned count = next_random(state) % 60; count > 0; count--) {
-        const char *part = parts[next_random(state) % (sizeof parts / sizeof *parts)];
+    for (unsigned count = random_next(state) % 60; count > 0; count--) {
+        const char *part = parts[random_next(state) % (sizeof parts / sizeof *parts)];
         size_t length = strlen(part);
         if (size + length <= most) {
             memcpy(text + size, part, length);
@@ -362,8 +356,8 @@ START_TEST(no_byte_of_any_file_is_lost_and_reading_goes_on_from_any_row)
     for (int round = 0; round < 3000; round++) {
         char text[200];
         size_t size = random_file(&state, text, sizeof text);
-        test_reading reading = {.in = {text, size, 1 + next_random(&state) % 50},
-                                .max_row = 1 + next_random(&state) % 100};
+        test_reading reading = {.in = {text, size, 1 + random_next(&state) % 50},
+                                .max_row = 1 + random_next(&state) % 100};
         guard_error error;
         ck_assert_msg(guard_run(read_any, &reading, &error) == 0, "round %d: %s", round, error.message);
     }
@@ -401,8 +395,8 @@ static void put_field(test_truth *t, uint64_t *state)
     static const char letters[] = "ab ,\"\n\rc";
     put(t, "\"", 1);
     tell(t, "[");
-    for (unsigned count = next_random(state) % 8; count > 0; count--) {
-        char c = letters[next_random(state) % (sizeof letters - 1)];
+    for (unsigned count = random_next(state) % 8; count > 0; count--) {
+        char c = letters[random_next(state) % (sizeof letters - 1)];
         put(t, &c, 1);
         if (c == '"') {
             put(t, &c, 1);
@@ -416,7 +410,7 @@ static void put_field(test_truth *t, uint64_t *state)
 static void put_row(test_truth *t, uint64_t *state)
 {
     tell(t, "%" PRIu64 " ", t->lines + 1);
-    unsigned count = 1 + next_random(state) % 4;
+    unsigned count = 1 + random_next(state) % 4;
     for (unsigned i = 0; i < count; i++) {
         put_field(t, state);
         put(t, ",", 1);
@@ -433,7 +427,7 @@ static void put_bad_line(test_truth *t, uint64_t *state)
         {"a\rb", "malformed {a\\x0Db} a carriage return outside quotes"},
         {"\xFF", "encoding {\xFF} byte 1 (0xFF) is not UTF-8"},
     };
-    unsigned kind = next_random(state) % (sizeof bad / sizeof *bad);
+    unsigned kind = random_next(state) % (sizeof bad / sizeof *bad);
     tell(t, "%" PRIu64 " %s\n", t->lines + 1, bad[kind][1]);
     put(t, bad[kind][0], strlen(bad[kind][0]));
     put(t, "\n", 1);
@@ -445,8 +439,8 @@ START_TEST(fields_of_any_text_come_back_whatever_bad_lines_lie_between)
     for (int round = 0; round < 500; round++) {
         static test_truth t;
         memset(&t, 0, sizeof t);
-        for (unsigned count = next_random(&state) % 30; count > 0; count--) {
-            if (next_random(&state) % 4 == 0) {
+        for (unsigned count = random_next(&state) % 30; count > 0; count--) {
+            if (random_next(&state) % 4 == 0) {
                 put_bad_line(&t, &state);
             } else {
                 put_row(&t, &state);
@@ -454,7 +448,7 @@ START_TEST(fields_of_any_text_come_back_whatever_bad_lines_lie_between)
         }
         static test_reading reading;
         memset(&reading, 0, sizeof reading);
-        reading.in = (test_input){t.text, t.size, 1 + next_random(&state) % 300};
+        reading.in = (test_input){t.text, t.size, 1 + random_next(&state) % 300};
         reading.delimiter = ',';
         reading.max_row = 1000;
         guard_error error;
