@@ -23,12 +23,6 @@
 #include "suite.h"
 #include "trace.h"
 
-static void expect_signal(const child_result *result, int signo)
-{
-    ck_assert_msg(WIFSIGNALED(result->status) && WTERMSIG(result->status) == signo, "status %x, \"%s\"",
-                  (unsigned)result->status, result->text);
-}
-
 static void expect_text(const child_result *result, const char *text)
 {
     ck_assert_msg(strstr(result->text, text) != NULL, "no \"%s\" in \"%s\"", text, result->text);
@@ -56,7 +50,7 @@ START_TEST(the_report_names_the_fault_the_thread_and_what_it_holds_in_one_write)
     child_result result;
     char held[256];
     fault_run_child(die_holding, NULL, &result);
-    expect_signal(&result, SIGSEGV);
+    child_expect_signal(&result, SIGSEGV);
     expect_text(&result, "guard: fatal: SIGSEGV, address 0x9c40 (nothing is mapped there), pc 0x");
     expect_text(&result, " (check_fatal+0x");
     expect_text(&result, ", thread ");
@@ -88,7 +82,7 @@ START_TEST(the_report_counts_what_it_does_not_name)
 {
     child_result result;
     fault_run_child(die_holding_much, NULL, &result);
-    expect_signal(&result, SIGSEGV);
+    child_expect_signal(&result, SIGSEGV);
     expect_text(&result, "\tand 984 more\n");
 }
 END_TEST
@@ -108,7 +102,7 @@ START_TEST(what_cannot_be_read_does_not_change_how_it_dies)
 {
     child_result result;
     fault_run_child(die_with_broken_list, NULL, &result);
-    expect_signal(&result, SIGSEGV);
+    child_expect_signal(&result, SIGSEGV);
     expect_text(&result, "guard: fatal: SIGSEGV, address 0x0 ");
     expect_text(&result, "\twhat it holds could not be read\n");
 }
@@ -128,7 +122,7 @@ START_TEST(abort_is_reported)
 {
     child_result result;
     fault_run_child(die_by_abort, NULL, &result);
-    expect_signal(&result, SIGABRT);
+    child_expect_signal(&result, SIGABRT);
     expect_text(&result, "guard: fatal: SIGABRT, pc 0x");
     expect_text(&result, "\theld: function at check_fatal.c:");
 }
@@ -147,7 +141,7 @@ START_TEST(an_uncaught_panic_has_its_own_report_only)
 {
     child_result result;
     fault_run_child(die_by_panic, NULL, &result);
-    expect_signal(&result, SIGABRT);
+    child_expect_signal(&result, SIGABRT);
     expect_text(&result, "panic: nobody recovers");
     ck_assert_msg(strstr(result.text, "fatal:") == NULL, "%s", result.text);
 }
@@ -166,7 +160,7 @@ START_TEST(a_signal_that_was_sent_ends_the_process_as_well)
 {
     child_result result;
     fault_run_child(die_of_illegal, NULL, &result);
-    expect_signal(&result, SIGILL);
+    child_expect_signal(&result, SIGILL);
     expect_text(&result, "guard: fatal: SIGILL, pc 0x");
 }
 END_TEST
@@ -200,7 +194,7 @@ START_TEST(of_threads_that_die_together_one_reports)
 {
     child_result result;
     fault_run_child(die_in_threads, NULL, &result);
-    expect_signal(&result, SIGSEGV);
+    child_expect_signal(&result, SIGSEGV);
     const char *first = strstr(result.text, "guard: fatal:");
     ck_assert_ptr_nonnull(first);
     ck_assert_msg(strstr(first + 1, "guard: fatal:") == NULL, "%s", result.text);
@@ -228,7 +222,7 @@ START_TEST(a_full_pipe_does_not_keep_it_from_dying)
 {
     child_result result;
     fault_run_child(die_at_full_pipe, NULL, &result);
-    expect_signal(&result, SIGSEGV);
+    child_expect_signal(&result, SIGSEGV);
 }
 END_TEST
 
@@ -248,7 +242,7 @@ START_TEST(a_fault_in_a_thread_of_the_librarys_own_is_reported)
 {
     child_result result;
     fault_run_child(die_in_watcher, NULL, &result);
-    expect_signal(&result, SIGSEGV);
+    child_expect_signal(&result, SIGSEGV);
     expect_text(&result, "guard: fatal: SIGSEGV, address 0x0 ");
 }
 END_TEST
@@ -263,7 +257,7 @@ START_TEST(a_stack_overflow_is_reported)
 {
     child_result result;
     fault_run_child(overflow, NULL, &result);
-    expect_signal(&result, SIGSEGV);
+    child_expect_signal(&result, SIGSEGV);
     expect_text(&result, "guard: fatal: SIGSEGV, address 0x");
 }
 END_TEST

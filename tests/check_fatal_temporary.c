@@ -20,12 +20,6 @@
 #include "scratch.h"
 #include "suite.h"
 
-static void expect_signal(const child_result *result, int signo)
-{
-    ck_assert_msg(WIFSIGNALED(result->status) && WTERMSIG(result->status) == signo, "status %x, \"%s\"",
-                  (unsigned)result->status, result->text);
-}
-
 static const char *folder;
 
 static void make_folder(void)
@@ -80,7 +74,7 @@ START_TEST(temporary_files_are_gone_after_a_fatal_signal_and_a_panic)
         child_result result;
         make_folder();
         fault_run_child(die_with_files, (void *)ends[i].fn, &result);
-        expect_signal(&result, ends[i].signo);
+        child_expect_signal(&result, ends[i].signo);
         expect_empty_folder();
     }
 }
@@ -138,7 +132,7 @@ START_TEST(temporary_files_are_gone_after_sigterm)
     child_result result;
     make_folder();
     fault_run_child(terminate_with_files, NULL, &result);
-    expect_signal(&result, SIGTERM);
+    child_expect_signal(&result, SIGTERM);
     ck_assert_str_eq(result.text, ""); /* an end that was asked for is no crash */
     expect_empty_folder();
     make_folder();
@@ -157,7 +151,7 @@ START_TEST(a_forked_child_does_not_remove_its_parents_files)
         const char *path;
         guard_file_temporary_named(s, folder, &path, NULL);
         fault_run_child(fault_read_null, NULL, &result);
-        expect_signal(&result, SIGSEGV);
+        child_expect_signal(&result, SIGSEGV);
         ck_assert_msg(access(path, F_OK) == 0, "the parent's file is gone");
     }
     expect_empty_folder();
@@ -189,7 +183,7 @@ START_TEST(a_file_that_was_dismissed_is_kept)
     make_folder();
     snprintf(kept, sizeof kept, "%s/kept", folder);
     fault_run_child(die_after_dismissal, kept, &result);
-    expect_signal(&result, SIGSEGV);
+    child_expect_signal(&result, SIGSEGV);
     ck_assert_int_eq(unlink(kept), 0);
     expect_empty_folder();
 }
@@ -226,7 +220,7 @@ START_TEST(there_is_room_for_256_names_at_a_time)
     child_result result;
     make_folder();
     fault_run_child(register_many, NULL, &result);
-    expect_signal(&result, SIGSEGV);
+    child_expect_signal(&result, SIGSEGV);
     ck_assert_int_eq(access(folder, F_OK), -1);
 }
 END_TEST

@@ -264,8 +264,7 @@ START_TEST(a_fault_during_a_call_of_libpq_is_fatal)
     for (int i = 0; i < 2; i++) {
         child_result result;
         fault_run_child(fault_in_libpq, i == 0 ? NULL : guarded, &result);
-        ck_assert_msg(WIFSIGNALED(result.status) && WTERMSIG(result.status) == SIGSEGV, "status %x, \"%s\"",
-                      (unsigned)result.status, result.text);
+        child_expect_signal(&result, SIGSEGV);
         ck_assert_msg(strstr(result.text, "no panic: between the fault and the border is a frame of libpq.so") != NULL,
                       "%s", result.text);
     }

@@ -401,8 +401,7 @@ static void expect_fatal(guard_fn *fn, const char *why)
 {
     child_result result;
     fault_run_child(fn, NULL, &result);
-    ck_assert_msg(WIFSIGNALED(result.status) && WTERMSIG(result.status) == SIGSEGV, "status %x, \"%s\"",
-                  (unsigned)result.status, result.text);
+    child_expect_signal(&result, SIGSEGV);
     ck_assert_msg(strstr(result.text, why) != NULL, "no \"%s\" in \"%s\"", why, result.text);
 }
 

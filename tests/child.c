@@ -44,8 +44,13 @@ void child_run(void (*fn)(void *arg), void *arg, child_result *result)
     ck_assert_int_eq(waitpid(child, &result->status, 0), child);
 }
 
+void child_expect_signal(const child_result *result, int signo)
+{
+    ck_assert_msg(WIFSIGNALED(result->status) && WTERMSIG(result->status) == signo,
+                  "no death of signal %d: status %x, it wrote \"%s\"", signo, (unsigned)result->status, result->text);
+}
+
 void child_expect_abort(const child_result *result)
 {
-    ck_assert_msg(WIFSIGNALED(result->status) && WTERMSIG(result->status) == SIGABRT,
-                  "the child did not abort: status %x, it wrote \"%s\"", (unsigned)result->status, result->text);
+    child_expect_signal(result, SIGABRT);
 }

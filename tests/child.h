@@ -14,7 +14,8 @@ typedef struct child_result {
 /* The child exits with 0 if fn returns. It leaves no core file. */
 void child_run(void (*fn)(void *arg), void *arg, child_result *result);
 
-/* Fails the test unless the child died of abort(). */
+/* Fails the test unless the child died of this signal; of abort(). */
+void child_expect_signal(const child_result *result, int signo);
 void child_expect_abort(const child_result *result);
 
 #endif
