@@ -27,19 +27,13 @@
 #include <stddef.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "suite.h"
 
 enum {
     UNSENT_MS = 2000,
 };
-
-int64_t wire_now(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
 
 /* ---- ending a socket ------------------------------------------------------------------------------------------- */
 
@@ -57,9 +51,9 @@ static bool has_unsent(int socket)
  * the look each millisecond; a connection that is lost ends it. */
 static void let_unsent_leave(int socket)
 {
-    int64_t deadline = wire_now() + UNSENT_MS;
+    int64_t deadline = now_ms() + UNSENT_MS;
     struct pollfd lost = {.fd = socket};
-    while (has_unsent(socket) && wire_now() < deadline && poll(&lost, 1, 1) == 0) {
+    while (has_unsent(socket) && now_ms() < deadline && poll(&lost, 1, 1) == 0) {
     }
 }
 
@@ -159,7 +153,7 @@ static void fire(wire *w, wire_direction direction)
         cut(w, direction, fault.how);
         break;
     case FAULT_DELAY:
-        f->resume_at = wire_now() + fault.ms;
+        f->resume_at = now_ms() + fault.ms;
         f->state = FLOW_STOPPED;
         break;
     case FAULT_STOP:
@@ -417,7 +411,7 @@ int wire_poll(const wire *w, struct pollfd entries[2])
         entries[end] = (struct pollfd){.fd = events != 0 ? w->socket[end] : -1, .events = events};
         int64_t resume_at = w->flow[end].resume_at;
         if (resume_at != 0) {
-            int64_t wait = resume_at > wire_now() ? resume_at - wire_now() : 0;
+            int64_t wait = resume_at > now_ms() ? resume_at - now_ms() : 0;
             left = left < 0 || wait < left ? wait : left;
         }
     }
@@ -428,7 +422,7 @@ void wire_turn(wire *w, const struct pollfd entries[2])
 {
     for (int d = WIRE_TO_SERVER; d <= WIRE_TO_CLIENT; d++) {
         wire_flow *f = &w->flow[d];
-        if (f->resume_at != 0 && f->resume_at <= wire_now()) {
+        if (f->resume_at != 0 && f->resume_at <= now_ms()) {
             f->resume_at = 0;
             f->state = FLOW_FLOWING;
         }

@@ -94,7 +94,4 @@ int wire_poll(const wire *w, struct pollfd entries[2]);
 /* Does what can be done now. */
 void wire_turn(wire *w, const struct pollfd entries[2]);
 
-/* Milliseconds of CLOCK_MONOTONIC. */
-int64_t wire_now(void);
-
 #endif

@@ -26,6 +26,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "suite.h"
 #include "wire.h"
 #include "wire_address.h"
 
@@ -233,7 +234,7 @@ static bool await_turn(wire_proxy *p, int64_t deadline)
 
 static void ask(wire_proxy *p, request_kind request, unsigned number, unsigned how)
 {
-    int64_t deadline = wire_now() + ANSWER_MS;
+    int64_t deadline = now_ms() + ANSWER_MS;
     pthread_mutex_lock(&p->lock);
     /* Another thread's request may be under way. */
     while (p->request != REQUEST_NONE) {
@@ -428,7 +429,7 @@ static bool holds(const wire_view *v, wire_event event, uint64_t n)
 
 bool wire_proxy_wait(wire_proxy *p, unsigned number, wire_event event, uint64_t n, int ms)
 {
-    int64_t deadline = wire_now() + ms;
+    int64_t deadline = now_ms() + ms;
     bool in_time = true;
     pthread_mutex_lock(&p->lock);
     wire_view v = view(p, number);
