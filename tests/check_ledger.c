@@ -481,13 +481,20 @@ static void *sleep_in_transaction(void *arg)
     return NULL;
 }
 
+/* A client whose request is asleep in its transaction. */
+static void start_sleeper(client *c, const ledger_process *ledger)
+{
+    *c = (client){.ledger = ledger};
+    ck_assert_int_eq(pthread_create(&c->thread, NULL, sleep_in_transaction, c), 0);
+    /* The request for the metrics is one itself. */
+    ledger_wait_metric(ledger, "guard_service_calls_under_way{service=\"ledger\"}", 2);
+}
+
 START_TEST(sigterm_cancels_a_request_at_the_deadline_and_rolls_it_back)
 {
     ledger_process ledger = ledger_start((const char *const[]){"--request-ms", "60000", "--drain-ms", "200", NULL});
-    client c = {.ledger = &ledger};
-    ck_assert_int_eq(pthread_create(&c.thread, NULL, sleep_in_transaction, &c), 0);
-    /* The request for the metrics is one itself. */
-    ledger_wait_metric(&ledger, "guard_service_calls_under_way{service=\"ledger\"}", 2);
+    client c;
+    start_sleeper(&c, &ledger);
     ledger_process copy = ledger;
     ck_assert_int_eq(ledger_stop(&copy, SIGTERM), 0);
     pthread_join(c.thread, NULL);
@@ -524,9 +531,8 @@ START_TEST(a_ledger_that_drains_takes_no_new_requests)
     curl_easy_setopt(kept, CURLOPT_NOPROXY, "*");
     curl_easy_setopt(kept, CURLOPT_WRITEFUNCTION, drop);
     ck_assert_int_eq(get_again(kept), 200);
-    client c = {.ledger = &ledger};
-    ck_assert_int_eq(pthread_create(&c.thread, NULL, sleep_in_transaction, &c), 0);
-    ledger_wait_metric(&ledger, "guard_service_calls_under_way{service=\"ledger\"}", 2);
+    client c;
+    start_sleeper(&c, &ledger);
     ck_assert_int_eq(kill(ledger.pid, SIGTERM), 0);
     while (ledger_ask(&ledger, "GET", "/healthz", NULL, NULL, NULL).status == 200) {
     }
@@ -541,9 +547,8 @@ END_TEST
 START_TEST(sigterm_lets_requests_end)
 {
     ledger_process ledger = ledger_start((const char *const[]){"--request-ms", "2000", "--drain-ms", "30000", NULL});
-    client c = {.ledger = &ledger};
-    ck_assert_int_eq(pthread_create(&c.thread, NULL, sleep_in_transaction, &c), 0);
-    ledger_wait_metric(&ledger, "guard_service_calls_under_way{service=\"ledger\"}", 2);
+    client c;
+    start_sleeper(&c, &ledger);
     ledger_process copy = ledger;
     /* It ends when the request has, by its own deadline: long before the 30 s. */
     ck_assert_int_eq(ledger_stop(&copy, SIGTERM), 0);

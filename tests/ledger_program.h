@@ -68,7 +68,7 @@ int64_t ledger_total(const ledger_process *ledger);
 /* A figure of /metrics. */
 int64_t ledger_metric(const ledger_process *ledger, const char *name);
 
-/* Waits until the figure is this; fails the test after 10 s. */
+/* Waits until the figure is this; fails the test after half a minute. */
 void ledger_wait_metric(const ledger_process *ledger, const char *name, int64_t value);
 
 /* Fails unless the journal explains every balance and each transfer has its receipt, and no other is there. Returns the transfers. */
