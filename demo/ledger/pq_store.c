@@ -77,27 +77,14 @@ static store *open_store(guard_scope *scope, const ledger_options *options)
 
 /* ------------------------------------------------------------------------------------------ transactions -- */
 
-typedef struct body {
-    store_work work;
-    store_fn *fn;
-    void *arg;
-} body;
-
-static void run_body(guard_tx *tx, void *arg)
-{
-    body *b = arg;
-    b->work.tx = tx;
-    b->fn(&b->work, b->arg);
-}
-
 static guard_outcome transact(store *base, store_fn *fn, void *arg, const char *key, guard_result *result)
 {
     GUARD_AUTO(s);
     guard_pq *pq = guard_pq_pool_take(s, ((pq_ledger *)base)->pool, 0);
-    body b = {{.store = base, .session = pq}, fn, arg};
+    store_body b = {{.store = base, .session = pq}, fn, arg};
     const guard_pq_tx_options options = {
         .marker = GUARD_PQ_MARKER_PROBE, .probe = "SELECT 1 FROM transfer WHERE key = $1", .probe_key = key};
-    return guard_pq_transact(pq, run_body, &b, &options, result);
+    return guard_pq_transact(pq, store_run_body, &b, &options, result);
 }
 
 static int journal(store_work *work, transfer *t)

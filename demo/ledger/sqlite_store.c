@@ -115,28 +115,15 @@ static store *open_store(guard_scope *scope, const ledger_options *options)
 
 /* ------------------------------------------------------------------------------------------ transactions -- */
 
-typedef struct body {
-    store_work work;
-    store_fn *fn;
-    void *arg;
-} body;
-
-static void run_body(guard_tx *tx, void *arg)
-{
-    body *b = arg;
-    b->work.tx = tx;
-    b->fn(&b->work, b->arg);
-}
-
 static guard_outcome transact(store *base, store_fn *fn, void *arg, const char *key, guard_result *result)
 {
     GUARD_AUTO(s);
     session *writer = &((sqlite_ledger *)base)->writer;
     guard_sqlite *db = session_take(s, writer);
-    body b = {{.store = base, .session = writer}, fn, arg};
+    store_body b = {{.store = base, .session = writer}, fn, arg};
     const guard_sqlite_tx_options options = {
         .marker = GUARD_SQLITE_PROBE, .probe = "SELECT 1 FROM transfer WHERE key = ?1", .probe_key = key};
-    return guard_sqlite_transact(db, run_body, &b, &options, result);
+    return guard_sqlite_transact(db, store_run_body, &b, &options, result);
 }
 
 static int journal(store_work *work, transfer *t)

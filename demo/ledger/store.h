@@ -11,7 +11,6 @@
 #include <guard/tx.h>
 #include <jansson.h>
 #include <stdint.h>
-#include <stdio.h>
 
 #include "options.h"
 
@@ -71,6 +70,14 @@ extern const store_driver sqlite_store;
 #ifdef LEDGER_WITH_PQ
 extern const store_driver pq_store;
 #endif
+
+/* For a driver's transact: with this as the transaction's body, fn gets its work. */
+typedef struct store_body {
+    store_work work;
+    store_fn *fn;
+    void *arg;
+} store_body;
+void store_run_body(guard_tx *tx, void *body);
 
 /* The name of the n-th account that --seed makes, counted from 0. Memory is the scope's. */
 const char *store_seed_name(guard_scope *scope, uint64_t n);
