@@ -41,17 +41,11 @@ static void temporary_panic(const guard_place *place, const char *what, const ch
 
 /* ------------------------------------------------------------------------------------------ without a name -- */
 
+/* Also in a forked child. */
 static void unnamed_release(void *object)
 {
     file_held *held = object;
     guard_impl_file_discard_stream(held->is.stream); /* nobody could read it any more */
-    guard_deallocate(held);
-}
-
-static void unnamed_child(void *object)
-{
-    file_held *held = object;
-    guard_impl_file_discard_stream(held->is.stream);
     guard_deallocate(held);
 }
 
@@ -63,7 +57,7 @@ static size_t unnamed_describe(const void *object, char *text, size_t size)
 
 static const guard_kind unnamed_kind = {.name = "temporary file",
                                         .release = unnamed_release,
-                                        .child = unnamed_child,
+                                        .child = unnamed_release,
                                         .describe = unnamed_describe,
                                         .since = guard_impl_file_since,
                                         .action = "close",
