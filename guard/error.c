@@ -44,17 +44,11 @@ size_t guard_text_copy(char *to, size_t size, const char *from)
     return length;
 }
 
-static const char *path_end(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    return slash != NULL ? slash + 1 : path;
-}
-
 /* ---------------------------------------------------------------------------------------------- filling -- */
 
 static __attribute__((noinline)) void error_place_counted(guard_error *error, const guard_place *place)
 {
-    guard_text_copy(error->file, sizeof error->file, path_end(place->file));
+    guard_text_copy(error->file, sizeof error->file, guard_path_end(place->file));
     guard_text_copy(error->function, sizeof error->function, place->function);
 }
 

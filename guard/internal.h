@@ -784,6 +784,12 @@ static inline void guard_before_jump(void)
 size_t guard_text_escape(char *to, size_t size, const char *text);
 /* Copies text, cut at a character of UTF-8 where it is too long; returns the length of the copy. */
 size_t guard_text_copy(char *to, size_t size, const char *from);
+/* The name of a file without its folders. */
+static inline const char *guard_path_end(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash != NULL ? slash + 1 : path;
+}
 /* An empty error, still without a place. */
 void guard_error_open(guard_error *error, int domain, int code);
 void guard_error_place(guard_error *error, const guard_place *place);

@@ -121,12 +121,7 @@ static void log_fill(guard_log *log, const char *name, const guard_log_options *
     log->fallback.log = log;
     guard_sink_open_descriptor(&log->fallback, STDERR_FILENO);
     log->wake = -1;
-    pthread_mutex_init(&log->lock, NULL);
-    pthread_condattr_t attributes;
-    pthread_condattr_init(&attributes);
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_cond_init(&log->changed, &attributes);
-    pthread_condattr_destroy(&attributes);
+    guard_log_make_lock(log);
     HELGRIND_IGNORE(log, sizeof *log);
     HELGRIND_IGNORE(slots, options->queue_lines * sizeof *slots);
 }

@@ -154,6 +154,8 @@ struct guard_log {
     guard_log_slot own; /* a line of the log's own; whoever writes */
 };
 
+/* Makes `lock` and `changed`, of a new log or of one that a fork has copied. */
+void guard_log_make_lock(guard_log *log);
 /* Starts the thread where there is none; 0 or errno. */
 int guard_log_start(guard_log *log);
 /* A call of a service begins: a forked child starts its thread here. */

@@ -423,6 +423,16 @@ static void flush_at_exit(void)
     }
 }
 
+void guard_log_make_lock(guard_log *log)
+{
+    pthread_condattr_t attributes;
+    pthread_mutex_init(&log->lock, NULL);
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&log->changed, &attributes);
+    pthread_condattr_destroy(&attributes);
+}
+
 static void forget_in_child(void)
 {
     for (size_t i = 0; i < LOGS; i++) {
@@ -447,12 +457,7 @@ static void forget_in_child(void)
         }
         guard_storm_forget(&log->storm);
         log->flush_done = atomic_load(&log->flush_asked);
-        pthread_mutex_init(&log->lock, NULL);
-        pthread_condattr_t attributes;
-        pthread_condattr_init(&attributes);
-        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-        pthread_cond_init(&log->changed, &attributes);
-        pthread_condattr_destroy(&attributes);
+        guard_log_make_lock(log);
     }
 }
 

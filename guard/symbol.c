@@ -20,12 +20,6 @@
 
 #include <guard/guard_trace.h>
 
-static const char *name_end(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    return slash != NULL ? slash + 1 : path;
-}
-
 /* -------------------------------------------------------------------------------------- the dynamic linker -- */
 
 static bool linker_find(const void *address, guard_frame *frame)
@@ -37,7 +31,7 @@ static bool linker_find(const void *address, guard_frame *frame)
         return false;
     }
     frame->offset = (uintptr_t)place - (map != NULL ? (uintptr_t)map->l_addr : 0);
-    guard_text_copy(frame->module, sizeof frame->module, name_end(info.dli_fname));
+    guard_text_copy(frame->module, sizeof frame->module, guard_path_end(info.dli_fname));
     if (info.dli_sname != NULL) {
         guard_text_copy(frame->function, sizeof frame->function, info.dli_sname);
     }
@@ -98,7 +92,7 @@ static Dwfl_Module *module_of(Dwarf_Addr place)
 static void frame_line(guard_frame *frame, const char *file, int line)
 {
     if (file != NULL && line > 0) {
-        guard_text_copy(frame->file, sizeof frame->file, name_end(file));
+        guard_text_copy(frame->file, sizeof frame->file, guard_path_end(file));
         frame->line = (uint32_t)line;
     }
 }
