@@ -16,7 +16,8 @@ const char options_help[] =
     "                     'host=... dbname=...', as psql takes it\n"
     "  --into TABLE       the table\n"
     "  --schema FILE.sql  run first, in a transaction of its own, when TABLE does not exist\n"
-    "  --batch N          rows in one transaction (default: 10000)\n"
+    "  --batch N          rows in one transaction (default: 10000; by one worker into PostgreSQL 100000, unless the\n"
+    "                     table refers to itself or is checked late), which is what a kill loses at most\n"
     "  --rejects FILE     write the rejected rows as CSV: file, line, code, reason, the row as it stood\n"
     "  --max-rejects N    give up after N rejected rows, the batch under way is rolled back (default: never)\n"
     "  --delimiter C      between fields: one ASCII character, or \\t (default: a comma)\n"
@@ -229,7 +230,6 @@ load_options *options_read(guard_scope *scope, int argc, char **argv)
     load_options *o = guard_memory_allocate_array(scope, 1, sizeof *o, NULL);
     o->database = "guard-load.db";
     o->null_text = "";
-    o->batch = 10000;
     o->max_rejects = UINT64_MAX;
     o->workers = 1;
     o->retry_for = 30;

@@ -37,7 +37,7 @@ typedef struct load_options {
     const char *rejects; /* NULL: none */
     const char *name;    /* of standard input; NULL: none */
     const char *null_text;
-    uint64_t batch;
+    uint64_t batch;       /* rows; 0: as the database likes it */
     uint64_t max_rejects; /* UINT64_MAX: never gives up */
     size_t max_row;
     char delimiter;

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * A foreign key is checked when all rows of a COPY are in, and the error names its key but no row. So when one has failed the server is
- * asked, for each foreign key, which rows of the chunk have keys that are not there. Where it cannot be asked so (a value is none of
- * the key's type, or the role may not read the other table) nobody is accused, and rows are found by halving.
+ * asked, for each foreign key, which rows of the chunk have keys that are not there; which keys there are it is asked
+ * once, when the first has failed. Where it cannot be asked so (a value is none of the key's type, or the role may not read the other
+ * table) nobody is accused, and rows are found by halving.
  */
 #include "pq_target.h"
 
@@ -10,6 +11,56 @@
 #include <string.h>
 
 #include <guard/guard_file.h>
+
+/* ------------------------------------------------------------------------------------------------- the keys -- */
+
+/* The server writes the questions: with its own names, types and quoting. */
+static void read_keys(guard_tx *tx, void *arg)
+{
+    static const char sql[] =
+        "SELECT format('SELECT n FROM unnest(%s) WITH ORDINALITY AS f(%s, n) WHERE %s AND NOT EXISTS (SELECT FROM %s p "
+        "WHERE %s)', string_agg(format('$%s::text[]', i), ', ' ORDER BY i), string_agg(format('c%s', i), ', ' ORDER BY "
+        "i), "
+        "string_agg(format('c%s IS NOT NULL', i), ' AND ' ORDER BY i), k.confrelid::regclass, "
+        "string_agg(format('p.%I = f.c%s::%s', r.attname, i, format_type(c.atttypid, c.atttypmod)), ' AND ' ORDER BY "
+        "i)), "
+        "k.oid FROM pg_constraint k CROSS JOIN LATERAL unnest(k.conkey, "
+        "k.confkey) WITH ORDINALITY AS u(con, ref, i) JOIN pg_attribute c ON c.attrelid = k.conrelid AND c.attnum = "
+        "con "
+        "JOIN pg_attribute r ON r.attrelid = k.confrelid AND r.attnum = ref WHERE k.conrelid = $1::oid AND k.contype = "
+        "'f' AND NOT k.condeferred AND k.confrelid <> k.conrelid AND k.confmatchtype = 's' GROUP BY k.oid, k.confrelid";
+    pq_worker *w = arg;
+    const load_target *target = w->target;
+    guard_pq *pq = guard_pq_of(tx);
+    GUARD_AUTO(s);
+    PGresult *rows = pq_query(s, pq, sql, 1, &target->oid);
+    size_t count = (size_t)PQntuples(rows);
+    w->keys = guard_memory_allocate_array(w->scope, count + 1, sizeof *w->keys, NULL);
+    for (size_t i = 0; i < count; i++) {
+        pq_foreign_key *key = &w->keys[i];
+        const char *oid = PQgetvalue(rows, (int)i, 1);
+        PGresult *columns = pq_query(s, pq,
+                                     "SELECT c.attname FROM pg_constraint k CROSS JOIN LATERAL unnest(k.conkey) WITH "
+                                     "ORDINALITY AS u(con, i) JOIN pg_attribute c ON c.attrelid = k.conrelid AND "
+                                     "c.attnum = con WHERE k.oid = $1::oid ORDER BY i",
+                                     1, &oid);
+        key->sql = guard_memory_copy(w->scope, PQgetvalue(rows, (int)i, 0), NULL);
+        key->column_count = (size_t)PQntuples(columns);
+        key->columns = guard_memory_allocate_array(w->scope, key->column_count, sizeof *key->columns, NULL);
+        for (size_t c = 0; c < key->column_count; c++) {
+            key->columns[c] = PLAN_SKIP - 1; /* a generated one: no field has it */
+            for (size_t all = 0; all < target->column_count; all++) {
+                if (strcmp(target->columns[all].name, PQgetvalue(columns, (int)c, 0)) == 0) {
+                    key->columns[c] = all;
+                }
+            }
+        }
+    }
+    w->key_count = count;
+    w->keys_known = 1;
+}
+
+/* ------------------------------------------------------------------------------------------------- the rows -- */
 
 typedef struct accusation {
     pq_worker *worker;
@@ -109,9 +160,13 @@ size_t pq_accuse(pq_worker *w, guard_tx *tx, size_t *order, size_t from, size_t 
     accusation a = {.worker = w, .order = order, .from = from, .to = to};
     a.accused = guard_memory_allocate_array(s, w->chunk.count, 1, NULL);
     w->chunk.text[w->chunk.text_size] = '\0';
-    for (size_t i = 0; i < w->target->key_count; i++) {
-        guard_result result;
-        a.key = &w->target->keys[i];
+    guard_result result;
+    if (!w->keys_known && guard_tx_nested(tx, read_keys, w, &result) != GUARD_RELEASED &&
+        !is_no_answer(&result.error)) {
+        guard_panic_error(&result.error);
+    }
+    for (size_t i = 0; i < w->key_count; i++) {
+        a.key = &w->keys[i];
         if (guard_tx_nested(tx, ask, &a, &result) != GUARD_RELEASED && !is_no_answer(&result.error)) {
             guard_panic_error(&result.error);
         }

@@ -132,6 +132,7 @@ static void put_chunk(guard_pq_copy *copy, pq_try *attempt)
         more = more && pq_rows_read(w, PIECE_BYTES);
     }
     attempt->to = w->chunk.count;
+    pq_cut_look_ahead(w); /* the server still has rows to take */
 }
 
 static void put_rows(pq_try *attempt)

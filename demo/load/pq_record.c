@@ -30,12 +30,17 @@ uint64_t pq_value(const PGresult *result, int row, int column)
 /* ---------------------------------------------------------------------------------------------- the tables -- */
 
 /* By pg_class, so that the server notices what was made while we waited for a lock: to_regclass alone does not (tried). */
+static int tables_exist(guard_pq *pq)
+{
+    return guard_pq_query_int64(pq,
+                                "SELECT count(*) FROM pg_class WHERE relname IN ('guard_load_file', "
+                                "'guard_load_chunk', 'guard_load_reject') AND pg_table_is_visible(oid)",
+                                0) == 3;
+}
+
 static void look_for_tables(guard_tx *tx, void *arg)
 {
-    *(int *)arg = guard_pq_query_int64(guard_pq_of(tx),
-                                       "SELECT count(*) FROM pg_class WHERE relname IN ('guard_load_file', "
-                                       "'guard_load_chunk', 'guard_load_reject') AND pg_table_is_visible(oid)",
-                                       0) == 3;
+    *(int *)arg = tables_exist(guard_pq_of(tx));
 }
 
 int pq_record_exist(load_target *target)
@@ -45,14 +50,13 @@ int pq_record_exist(load_target *target)
     return exist;
 }
 
-static void install(guard_tx *tx, void *arg)
+void pq_record_install(guard_pq *pq)
 {
-    guard_pq *pq = guard_pq_of(tx);
-    int exist = 0;
-    (void)arg;
+    if (tables_exist(pq)) {
+        return;
+    }
     guard_pq_exec(NULL, pq, "SELECT pg_advisory_xact_lock(hashtext('guard-load schema'))");
-    look_for_tables(tx, &exist);
-    if (exist) {
+    if (tables_exist(pq)) {
         return;
     }
     guard_pq_exec(NULL, pq,
@@ -92,11 +96,6 @@ static void install(guard_tx *tx, void *arg)
                   " reason text NOT NULL,"
                   " row bytea NOT NULL,"
                   " PRIMARY KEY (table_name, sha256, line))");
-}
-
-void pq_record_install(load_target *target)
-{
-    pq_link_run(target->link, install, NULL);
 }
 
 /* ----------------------------------------------------------------------------------------------- reading -- */

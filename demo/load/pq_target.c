@@ -41,54 +41,14 @@ static void read_columns(guard_scope *scope, load_target *target, guard_pq *pq)
     }
 }
 
-/* The server writes the questions: with its own names, types and quoting. */
-static void read_keys(guard_scope *scope, load_target *target, guard_pq *pq)
-{
-    static const char sql[] =
-        "SELECT format('SELECT n FROM unnest(%s) WITH ORDINALITY AS f(%s, n) WHERE %s AND NOT EXISTS (SELECT FROM %s p "
-        "WHERE %s)', string_agg(format('$%s::text[]', i), ', ' ORDER BY i), string_agg(format('c%s', i), ', ' ORDER BY "
-        "i), "
-        "string_agg(format('c%s IS NOT NULL', i), ' AND ' ORDER BY i), k.confrelid::regclass, "
-        "string_agg(format('p.%I = f.c%s::%s', r.attname, i, format_type(c.atttypid, c.atttypmod)), ' AND ' ORDER BY "
-        "i)), "
-        "k.oid FROM pg_constraint k CROSS JOIN LATERAL unnest(k.conkey, "
-        "k.confkey) WITH ORDINALITY AS u(con, ref, i) JOIN pg_attribute c ON c.attrelid = k.conrelid AND c.attnum = "
-        "con "
-        "JOIN pg_attribute r ON r.attrelid = k.confrelid AND r.attnum = ref WHERE k.conrelid = $1::oid AND k.contype = "
-        "'f' AND NOT k.condeferred AND k.confrelid <> k.conrelid AND k.confmatchtype = 's' GROUP BY k.oid, k.confrelid";
-    GUARD_AUTO(s);
-    PGresult *rows = pq_query(s, pq, sql, 1, &target->oid);
-    target->key_count = (size_t)PQntuples(rows);
-    target->keys = guard_memory_allocate_array(scope, target->key_count + 1, sizeof *target->keys, NULL);
-    for (size_t i = 0; i < target->key_count; i++) {
-        pq_foreign_key *key = &target->keys[i];
-        const char *oid = PQgetvalue(rows, (int)i, 1);
-        PGresult *columns = pq_query(s, pq,
-                                     "SELECT c.attname FROM pg_constraint k CROSS JOIN LATERAL unnest(k.conkey) WITH "
-                                     "ORDINALITY AS u(con, i) JOIN pg_attribute c ON c.attrelid = k.conrelid AND "
-                                     "c.attnum = con WHERE k.oid = $1::oid ORDER BY i",
-                                     1, &oid);
-        key->sql = guard_memory_copy(scope, PQgetvalue(rows, (int)i, 0), NULL);
-        key->column_count = (size_t)PQntuples(columns);
-        key->columns = guard_memory_allocate_array(scope, key->column_count, sizeof *key->columns, NULL);
-        for (size_t c = 0; c < key->column_count; c++) {
-            key->columns[c] = PLAN_SKIP - 1; /* a generated one: no field has it */
-            for (size_t all = 0; all < target->column_count; all++) {
-                if (strcmp(target->columns[all].name, PQgetvalue(columns, (int)c, 0)) == 0) {
-                    key->columns[c] = all;
-                }
-            }
-        }
-    }
-}
-
 /* The name as it stands, else as SQL: in another case, with a schema. */
 static void find_table(guard_tx *tx, void *arg)
 {
     static const char sql[] =
         "SELECT c.oid, n.nspname, c.relname, c.relkind IN ('r', 'p'), EXISTS (SELECT FROM pg_constraint k WHERE "
-        "k.contype = 'f' AND k.conrelid = c.oid AND k.confrelid = c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid "
-        "= c.relnamespace WHERE c.oid = ";
+        "k.contype = 'f' AND k.conrelid = c.oid AND k.confrelid = c.oid), EXISTS (SELECT FROM pg_constraint k WHERE "
+        "k.condeferred AND k.conrelid = c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE "
+        "c.oid = ";
     table_search *search = arg;
     load_target *target = search->target;
     guard_pq *pq = guard_pq_of(tx);
@@ -111,8 +71,8 @@ static void find_table(guard_tx *tx, void *arg)
     target->quoted = guard_memory_format(search->scope, NULL, "%s.%s", identifier(s, target, PQgetvalue(row, 0, 1)),
                                          identifier(s, target, target->relation));
     target->refers_to_itself = strcmp(PQgetvalue(row, 0, 4), "t") == 0;
+    target->is_checked_late = strcmp(PQgetvalue(row, 0, 5), "t") == 0;
     read_columns(search->scope, target, pq);
-    read_keys(search->scope, target, pq);
 }
 
 static int has_table(guard_scope *scope, load_target *target)
@@ -120,6 +80,16 @@ static int has_table(guard_scope *scope, load_target *target)
     table_search search = {scope, target, 0};
     pq_link_run(target->link, find_table, &search);
     return search.found;
+}
+
+/* Also the loader's own tables. */
+static void prepare_tables(guard_tx *tx, void *arg)
+{
+    table_search *search = arg;
+    find_table(tx, search);
+    if (search->found) {
+        pq_record_install(guard_pq_of(tx));
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------ schema -- */
@@ -187,11 +157,11 @@ static load_target *open_database(guard_scope *scope, const load_options *option
 static load_target *pq_open(guard_scope *scope, const load_options *options)
 {
     load_target *target = open_database(scope, options);
-    if (!has_table(scope, target)) {
+    table_search search = {scope, target, 0};
+    pq_link_run(target->link, prepare_tables, &search);
+    if (!search.found) {
         make_table(scope, target);
-    }
-    if (!pq_record_exist(target)) {
-        pq_record_install(target);
+        pq_link_run(target->link, prepare_tables, &search);
     }
     return target;
 }

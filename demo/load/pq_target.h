@@ -9,7 +9,8 @@
  *     pq_copy.c      rows into the table, and which of them it refuses
  *     pq_accuse.c    the rows whose foreign keys lead nowhere, by one question
  *     pq_deferred.c  the same where a constraint is checked late
- *     pq_worker.c    chunks cut, claimed and committed, by one worker or several
+ *     pq_cut.c       the file cut into chunks, and told complete
+ *     pq_worker.c    chunks claimed, loaded and committed, by one worker or several
  */
 #ifndef LOAD_PQ_TARGET_H
 #define LOAD_PQ_TARGET_H
@@ -83,8 +84,7 @@ struct load_target {
     load_column *columns;
     size_t column_count;
     int refers_to_itself;
-    pq_foreign_key *keys;
-    size_t key_count;
+    int is_checked_late; /* by one constraint at least, at the end of the transaction */
 
     /* For the file that is being loaded. */
     const char *copy;
@@ -99,7 +99,9 @@ struct load_target {
 
 /* 1 when the database has them. */
 int pq_record_exist(load_target *target);
-void pq_record_install(load_target *target);
+
+/* Makes them where they are missing, in a transaction that is open. */
+void pq_record_install(guard_pq *pq);
 
 /* Part of target_driver. */
 int pq_record_find(load_target *target, guard_scope *scope, const char *digest, load_record *record);
@@ -141,6 +143,16 @@ typedef struct pq_chunk {
     guard_ticket places_ticket;
 } pq_chunk;
 
+#define PQ_CUT_CHUNKS 16 /* at a time, at most */
+
+/* Chunks that follow each other in the file. */
+typedef struct pq_cuts {
+    load_position begin;
+    load_position ends[PQ_CUT_CHUNKS];
+    size_t count;
+    int at_end; /* of the file */
+} pq_cuts;
+
 /* What loads chunks, one in each thread. */
 typedef struct pq_worker {
     struct pq_team *team;
@@ -149,12 +161,19 @@ typedef struct pq_worker {
     const load_job *load; /* shared: read only */
     pq_link *link;
     load_source *source;
-    load_reader *reader;
-    int leads; /* in the thread of the target, on its connection; moves the progress bar */
+    load_reader *reader; /* of rows that are loaded */
+    load_reader *cutter; /* of where they end */
+    int leads;           /* in the thread of the target, on its connection; moves the progress bar */
+    int begins;          /* it has begun this round of the file */
     pq_chunk chunk;
     pq_rejects rejects; /* of the try under way */
     uint64_t loaded;    /* in the try under way */
     uint64_t chunks_seen;
+    int cut_to_end; /* these are all of the file */
+    pq_cuts ahead;  /* what was found and may not be told yet */
+    pq_foreign_key *keys;
+    size_t key_count;
+    int keys_known;
     char token[40];
     uint64_t tokens;
     int claimed;
@@ -212,6 +231,14 @@ int pq_copy_is_row_fault(const guard_error *error);
 
 /* Rejects a row for what the server said. */
 void pq_copy_reject(pq_worker *worker, size_t row, const guard_error *error);
+
+/* ------------------------------------------------------------------------------------------------- cutting -- */
+
+/* Finds what may be cut next, when all rows of the chunk are sent; nothing unless the chunk is the last one that is known. */
+void pq_cut_look_ahead(pq_worker *worker);
+
+/* What is to be done when the worker knows of no chunk that is free: cuts more of the file, or finds it complete, or that others are at work. */
+void pq_cut_advance(guard_tx *tx, void *worker);
 
 /* -------------------------------------------------------------------------------------------------- workers -- */
 

@@ -4,10 +4,12 @@
  *
  *                 a chunk is free
  *     CLAIM ---------------------------> LOAD it: rows, rejects and the chunk's row in one transaction --> CLAIM
- *       | none is free
+ *       | none is free, or the one just loaded was the last that is known
  *       +--> the file is not cut to its end: CUT more chunks (one worker at a time: the file's row is locked) --> CLAIM
  *       +--> chunks are left, in the hands of others: WAIT until one of them is over --> CLAIM
  *       +--> every chunk is loaded: the file is COMPLETE
+ *
+ * Who has begun the file's round cuts first.
  *
  * What must hold: a chunk is claimed by the lock on its row, which is gone with its worker's transaction, however that ends;
  * done_by is set exactly when the chunk's rows are in the table.
@@ -29,8 +31,6 @@
 #include "progress.h"
 #include "stop.h"
 
-#define CHUNK_BYTES (8 * 1024 * 1024) /* of the file at most, but for the last row: it is held in memory */
-#define CUT_CHUNKS 16                 /* at a time */
 #define LOCK_WAITS "SET LOCAL lock_timeout = 500"
 #define LOCK_WAITS_NO_MORE "SET LOCAL lock_timeout = 0"
 #define LOCK_NOT_AVAILABLE "55P03"
@@ -260,128 +260,7 @@ static void load_chunk(guard_tx *tx, void *arg)
     source_check_unchanged(w->source);
 }
 
-/* ------------------------------------------------------------------------------------ cutting, completing -- */
-
-/* One column of the chunks that are cut, as an array of SQL's. */
-typedef struct cut_column {
-    char text[CUT_CHUNKS * 21 + 2];
-    size_t used;
-} cut_column;
-
-static void cut_column_add(cut_column *column, uint64_t value)
-{
-    column->used += (size_t)snprintf(column->text + column->used, sizeof column->text - column->used, "%c%" PRIu64,
-                                     column->used == 0 ? '{' : ',', value);
-}
-
-static const char *cut_column_end(cut_column *column)
-{
-    memcpy(column->text + column->used, column->used == 0 ? "{}" : "}", column->used == 0 ? 3 : 2);
-    return column->text;
-}
-
-/* Moves the reader to the end of a chunk: 1, or 0 at the end of the file. */
-static int cut_chunk(pq_worker *w)
-{
-    uint64_t begin = reader_tell(w->reader).offset;
-    uint64_t rows = 0;
-    while (rows < w->load->options->batch && reader_tell(w->reader).offset - begin < CHUNK_BYTES &&
-           reader_skip(w->reader)) {
-        rows++;
-    }
-    return rows > 0;
-}
-
-/* At first few, so that the other workers soon have a chunk. */
-static void cut(pq_worker *w, guard_pq *pq, const PGresult *file)
-{
-    GUARD_AUTO(s);
-    cut_column number = {.used = 0};
-    cut_column begin_offset = {.used = 0};
-    cut_column begin_line = {.used = 0};
-    cut_column end_offset = {.used = 0};
-    uint64_t chunks = w->chunks_seen;
-    uint64_t most = chunks + (chunks < CUT_CHUNKS ? CUT_CHUNKS / 4 : CUT_CHUNKS);
-    int more = 1;
-    reader_seek(w->reader, (load_position){pq_value(file, 0, 0), pq_value(file, 0, 1)});
-    while (chunks < most && more) {
-        stop_check();
-        load_position begin = reader_tell(w->reader);
-        more = cut_chunk(w);
-        if (more) {
-            cut_column_add(&number, ++chunks);
-            cut_column_add(&begin_offset, begin.offset);
-            cut_column_add(&begin_line, begin.line);
-            cut_column_add(&end_offset, reader_tell(w->reader).offset);
-        }
-    }
-    load_position end = reader_tell(w->reader);
-    source_check_unchanged(w->source);
-    const char *cuts[] = {w->target->table,
-                          w->load->record.digest,
-                          cut_column_end(&number),
-                          cut_column_end(&begin_offset),
-                          cut_column_end(&begin_line),
-                          cut_column_end(&end_offset)};
-    pq_query(NULL, pq,
-             "INSERT INTO guard_load_chunk (table_name, sha256, number, begin_offset, begin_line, end_offset) SELECT "
-             "$1, $2, c.* FROM unnest($3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[]) c",
-             6, cuts);
-    const char *values[] = {w->target->table,       w->load->record.digest, pq_number(s, end.offset),
-                            pq_number(s, end.line), pq_number(s, chunks),   more ? "false" : "true"};
-    pq_query(NULL, pq,
-             "UPDATE guard_load_file SET cut_offset = $3, cut_line = $4, chunks = $5, cut = $6, updated = now() WHERE "
-             "table_name = $1 AND sha256 = $2",
-             6, values);
-    w->chunks_seen = chunks;
-}
-
-static void complete(pq_worker *w, guard_pq *pq)
-{
-    const char *values[] = {w->target->table, w->load->record.digest};
-    GUARD_AUTO(s);
-    PGresult *left = pq_query(s, pq,
-                              "SELECT 1 FROM guard_load_chunk WHERE table_name = $1 AND sha256 = $2 AND done_by IS "
-                              "NULL LIMIT 1",
-                              2, values);
-    w->waits = PQntuples(left) > 0;
-    if (w->waits) {
-        return;
-    }
-    source_check_unchanged(w->source);
-    source_check_content(w->source);
-    pq_query(NULL, pq,
-             "UPDATE guard_load_file SET complete = true, updated = now() WHERE table_name = $1 AND sha256 = $2", 2,
-             values);
-    w->complete = 1;
-}
-
-/* No chunk was free. */
-static void advance(guard_tx *tx, void *arg)
-{
-    pq_worker *w = arg;
-    guard_pq *pq = guard_pq_of(tx);
-    GUARD_AUTO(s);
-    w->waits = w->complete = 0;
-    const char *values[] = {w->target->table, w->load->record.digest, pq_number(s, w->load->record.runs)};
-    PGresult *file = pq_query(s, pq,
-                              "SELECT cut_offset, cut_line, chunks, cut::int, complete::int FROM guard_load_file WHERE "
-                              "table_name = $1 AND sha256 = $2 AND runs = $3 FOR UPDATE",
-                              3, values);
-    if (PQntuples(file) == 0) {
-        guard_panic(EXIT_FAILED, "%s was forgotten, or begun once more, by another loader", source_name(w->source));
-    }
-    uint64_t chunks = pq_value(file, 0, 2);
-    if (pq_value(file, 0, 4)) {
-        w->complete = 1;
-    } else if (chunks != w->chunks_seen) {
-        w->chunks_seen = chunks; /* another worker has cut some meanwhile */
-    } else if (pq_value(file, 0, 3)) {
-        complete(w, pq);
-    } else {
-        cut(w, pq, file);
-    }
-}
+/* ------------------------------------------------------------------------------------------------ waiting -- */
 
 /* Waits until the chunk that is next in the hands of another worker is over, but not for long. */
 static void wait_for_others(guard_tx *tx, void *arg)
@@ -455,6 +334,10 @@ static void new_token(pq_worker *w)
 static void work(pq_worker *w)
 {
     guard_result result;
+    if (w->begins) {
+        stop_check();
+        pq_link_run(w->link, pq_cut_advance, w);
+    }
     while (!w->complete && !has_failed(w)) {
         stop_check();
         new_token(w);
@@ -464,12 +347,14 @@ static void work(pq_worker *w)
         allow_waiting(w, outcome, &result);
         if (outcome == GUARD_COMMITTED && w->claimed) {
             account(w);
-            continue;
+            if (w->chunk.number != w->chunks_seen) {
+                continue;
+            }
         }
         if (outcome == GUARD_COMMITTED) {
-            pq_link_run(w->link, advance, w);
+            pq_link_run(w->link, pq_cut_advance, w);
         }
-        if (w->waits) {
+        if (w->waits && !w->claimed) { /* none was free: those that are left are in others' hands */
             outcome = pq_link_transact(w->link, wait_for_others, w, NULL, NULL, &result);
             allow_waiting(w, outcome, &result);
         }
@@ -495,6 +380,7 @@ static void run_worker(void *arg)
     w->scope = s;
     w->source = source_share(s, w->load->source);
     w->reader = reader_open(s, source_read, w->source, o->delimiter, o->max_row);
+    w->cutter = reader_open(s, source_peek, w->source, o->delimiter, o->max_row);
     w->link = w->leads ? w->target->link : pq_link_open_again(s, o->database, (double)o->retry_for);
     guard_defer(s, add_counts, w);
     work(w);
@@ -530,12 +416,13 @@ static void join_thread(void *arg)
 }
 
 /* Worker 0 is this thread, and has its connection. */
-static void run_team(pq_team *team, size_t count)
+static void run_team(pq_team *team, size_t count, int begins)
 {
     GUARD_AUTO(s);
     pq_thread *threads = guard_memory_allocate_array(s, count, sizeof *threads, NULL);
     for (size_t i = 0; i < count; i++) {
-        threads[i].worker = (pq_worker){.team = team, .target = team->target, .load = team->load, .leads = i == 0};
+        threads[i].worker = (pq_worker){
+            .team = team, .target = team->target, .load = team->load, .leads = i == 0, .begins = i == 0 && begins};
     }
     for (size_t i = 1; i < count; i++) {
         guard_reserve(s, 1);
@@ -566,11 +453,12 @@ static void keep_given_up(pq_team *team)
 void pq_worker_load(load_target *target, load_job *load)
 {
     pq_team team = {.target = target, .load = load, .mutex = PTHREAD_MUTEX_INITIALIZER};
-    if (load->fresh) {
+    int begins = load->fresh;
+    if (begins) {
         pq_record_begin(target, &load->record);
         load->fresh = 0;
     }
-    run_team(&team, target->refers_to_itself ? 1 : load->options->workers);
+    run_team(&team, target->refers_to_itself ? 1 : load->options->workers, begins);
     keep_given_up(&team);
     if (team.failed) {
         load->totals->outcome = team.in_doubt ? "in_doubt" : "rolled_back";

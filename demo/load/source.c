@@ -196,6 +196,11 @@ size_t source_read(void *arg, uint64_t offset, char *buffer, size_t size)
     return got;
 }
 
+size_t source_peek(void *arg, uint64_t offset, char *buffer, size_t size)
+{
+    return read_at(arg, offset, buffer, size);
+}
+
 /* ------------------------------------------------------------------------------------------------ asking -- */
 
 static void refuse_changed(const load_source *source)

@@ -52,6 +52,9 @@ uint64_t source_size(const load_source *source);
 /* A reader_read_fn; `arg` is the source. */
 size_t source_read(void *arg, uint64_t offset, char *buffer, size_t size);
 
+/* The same for a look at where rows end: what is loaded is read by source_read, which hashes it. */
+size_t source_peek(void *arg, uint64_t offset, char *buffer, size_t size);
+
 /* Panics when its size or modification time is another than when it was hashed. */
 void source_check_unchanged(const load_source *source);
 

@@ -19,6 +19,8 @@
 #include "progress.h"
 #include "stop.h"
 
+#define BATCH_ROWS 10000 /* without --batch */
+
 /* One try. */
 typedef struct batch {
     load_target *target;
@@ -376,7 +378,7 @@ static int mend(batch *b, const guard_result *result)
 
 void sqlite_batch_load(load_target *target, load_job *load)
 {
-    batch b = {.target = target, .load = load, .limit = load->options->batch};
+    batch b = {.target = target, .load = load, .limit = load->options->batch != 0 ? load->options->batch : BATCH_ROWS};
     load_totals *totals = load->totals;
     const char *before = totals->outcome;
     guard_result result;
