@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* check_pq.c: connections, statements, COPY, streams and pipelines. */
+#include <libpq-events.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -329,9 +330,63 @@ START_TEST(a_long_pipeline_does_not_block_on_answers_nobody_has_read)
 }
 END_TEST
 
+START_TEST(a_pipeline_sends_prepared_statements_and_may_be_closed_early)
+{
+    GUARD_AUTO(s);
+    guard_pq *pq = pq_open(s);
+    const char *const values[] = {"7"};
+    const guard_pq_params seven = {.count = 1, .values = values};
+    guard_pq_prepare(pq, "put", "INSERT INTO t VALUES ($1) RETURNING id", NULL);
+    guard_pq_pipeline *pipeline = guard_pq_pipeline_open(s, pq);
+    guard_pq_pipeline_send_prepared(pipeline, "put", &seven);
+    ck_assert_str_eq(PQgetvalue(guard_pq_pipeline_next(s, pipeline), 0, 0), "7");
+    guard_pq_pipeline_send_prepared(pipeline, "put", &seven); /* there is one already */
+    guard_pq_pipeline_close(pipeline);
+    ck_assert_int_eq(PQpipelineStatus(guard_pq_raw(pq)), PQ_PIPELINE_OFF);
+    ck_assert_int_eq(guard_pq_query_int64(pq, "SELECT count(*) FROM t", -1), 1);
+}
+END_TEST
+
+/* ------------------------------------------------------------------------------------------------ raw results */
+
+static int results_made;
+static int results_cleared;
+
+static int count_result(PGEventId id, void *info, void *arg)
+{
+    (void)info;
+    (void)arg;
+    results_made += id == PGEVT_RESULTCREATE;
+    results_cleared += id == PGEVT_RESULTDESTROY;
+    return 1;
+}
+
+START_TEST(a_raw_result_is_cleared_with_the_scope_that_has_it)
+{
+    GUARD_AUTO(s);
+    guard_pq *pq = pq_open(s);
+    ck_assert(PQregisterEventProc(guard_pq_raw(pq), count_result, "test", NULL));
+    PGresult *raw = PQexec(guard_pq_raw(pq), "SELECT 5");
+    {
+        GUARD_AUTO(inner);
+        ck_assert_str_eq(PQgetvalue(guard_pq_own(inner, raw), 0, 0), "5");
+        ck_assert_int_eq(results_cleared, 0);
+    }
+    ck_assert_int_eq(results_cleared, 1);
+}
+END_TEST
+
 /* ----------------------------------------------------------------------------------------------------- memory */
 
 /* More results than the thread has records for, so that registering one needs memory. */
+static void own_many_results(void *arg)
+{
+    GUARD_AUTO(s);
+    for (int i = 0; i < 100; i++) {
+        guard_pq_own(s, PQexec(arg, "SELECT 1"));
+    }
+}
+
 static void keep_many_results(void *arg)
 {
     GUARD_AUTO(s);
@@ -357,6 +412,23 @@ START_TEST(a_result_that_cannot_be_registered_is_not_asked_for)
 }
 END_TEST
 
+START_TEST(a_raw_result_that_cannot_be_registered_is_cleared)
+{
+    guard_error error;
+    fault_memory_install();
+    GUARD_AUTO(s);
+    guard_pq *pq = pq_open(s);
+    PGconn *raw = guard_pq_raw(pq);
+    ck_assert(PQregisterEventProc(raw, count_result, "test", NULL));
+    fault_memory_fail_from(1);
+    ck_assert_int_ne(guard_run(own_many_results, raw, &error), 0);
+    fault_memory_fail_at(0);
+    ck_assert_int_eq(error.domain, GUARD_MEMORY);
+    ck_assert_int_eq(results_cleared, results_made);
+    ck_assert_int_gt(results_made, 0);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -375,7 +447,10 @@ int main(void)
         only_one_thing_is_in_flight,
         a_pipeline_answers_in_order_and_skips_what_follows_an_error_up_to_the_sync,
         a_long_pipeline_does_not_block_on_answers_nobody_has_read,
+        a_pipeline_sends_prepared_statements_and_may_be_closed_early,
+        a_raw_result_is_cleared_with_the_scope_that_has_it,
         a_result_that_cannot_be_registered_is_not_asked_for,
+        a_raw_result_that_cannot_be_registered_is_cleared,
     };
     return suite_run("pq", tests, sizeof tests / sizeof *tests);
 }

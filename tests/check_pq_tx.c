@@ -311,6 +311,24 @@ START_TEST(hooks_run_in_order_after_the_commit_and_all_of_them)
 }
 END_TEST
 
+START_TEST(isolation_and_access_are_those_asked_for_whatever_the_session_has)
+{
+    GUARD_AUTO(s);
+    guard_pq *pq = pq_open(s);
+    guard_pq_exec(NULL, pq, "SET default_transaction_isolation = serializable; SET default_transaction_read_only = on");
+    const guard_pq_tx_options options = {.isolation = GUARD_PQ_READ_COMMITTED, .flags = GUARD_PQ_READ_WRITE};
+    guard_tx *tx = guard_pq_begin(s, pq, &options);
+    ck_assert_str_eq(PQgetvalue(guard_pq_exec(s, pq, "SHOW transaction_isolation"), 0, 0), "read committed");
+    pq_insert(pq, 1);
+    guard_tx_commit(tx);
+    ck_assert_int_eq(server_rows(1), 1);
+    tx = guard_pq_begin(s, pq, NULL);
+    ck_assert_str_eq(PQgetvalue(guard_pq_exec(s, pq, "SHOW transaction_isolation"), 0, 0), "serializable");
+    ck_assert_str_eq(PQgetvalue(guard_pq_exec(s, pq, "SHOW transaction_read_only"), 0, 0), "on");
+    guard_tx_commit(tx);
+}
+END_TEST
+
 /* ---------------------------------------------------------------------------------------------- advisory locks */
 
 static int64_t advisory_locks(void)
@@ -442,6 +460,7 @@ int main(void)
         a_durable_transaction_waits_for_the_disk_where_the_session_does_not,
         an_adopted_connection_is_left_as_it_was,
         hooks_run_in_order_after_the_commit_and_all_of_them,
+        isolation_and_access_are_those_asked_for_whatever_the_session_has,
         a_transactions_advisory_lock_ends_with_it,
         a_sessions_advisory_lock_is_released_by_its_scope_and_waited_for_within_its_deadline,
         a_prepared_transaction_is_listed_and_committed_or_rolled_back_by_name,

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <guard/guard.h>
 #include <guard/guard_sqlite.h>
@@ -49,6 +50,26 @@ START_TEST(a_file_that_is_no_database_is_refused_at_open)
     fclose(file);
     const guard_error *error = expect_panic(open_path, (void *)name, GUARD_SQLITE, SQLITE_NOTADB);
     ck_assert_msg(strstr(error->message, "file is not a database") != NULL, "%s", error->message);
+}
+END_TEST
+
+static void open_existing(void *name)
+{
+    GUARD_AUTO(s);
+    const guard_sqlite_options options = {.flags = GUARD_SQLITE_EXISTING | GUARD_SQLITE_ONE_THREAD};
+    guard_sqlite *opened = guard_sqlite_open(s, name, &options);
+    ck_assert_ptr_null(sqlite3_db_mutex(guard_sqlite_raw(opened)));
+    guard_sqlite_exec(opened, "INSERT INTO t VALUES (1, 'a')");
+}
+
+START_TEST(a_file_that_has_to_be_there_is_not_made)
+{
+    path = database_new(NAMES);
+    ck_assert_int_eq(guard_run(open_existing, (void *)path, NULL), 0);
+    ck_assert_int_eq(database_number(path, COUNT), 1);
+    const char *missing = database_beside("missing.db");
+    expect_panic(open_existing, (void *)missing, GUARD_SQLITE, SQLITE_CANTOPEN);
+    ck_assert_int_ne(access(missing, F_OK), 0);
 }
 END_TEST
 
@@ -331,15 +352,16 @@ START_TEST(values_go_in_and_come_out)
     GUARD_AUTO(s);
     table_open(s, NAMES, NULL);
     int length = 0;
-    guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "SELECT ?1, ?2, ?3, ?4, ?5, ?6 -- and a comment\n ; ");
+    guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7 -- and a comment\n ; ");
     guard_sqlite_bind_int64(stmt, 1, INT64_MIN);
     guard_sqlite_bind_double(stmt, 2, 0.5);
     guard_sqlite_bind_text(stmt, 3, "text\0more", 9);
     guard_sqlite_bind_blob(stmt, 4, "\0\1\2", 3);
     guard_sqlite_bind_null(stmt, 5);
     guard_sqlite_bind_text(stmt, 6, NULL, -1);
+    guard_sqlite_bind_static_text(stmt, 7, "static text", 6);
     ck_assert(guard_sqlite_step(stmt));
-    ck_assert_int_eq(guard_sqlite_column_count(stmt), 6);
+    ck_assert_int_eq(guard_sqlite_column_count(stmt), 7);
     ck_assert(guard_sqlite_column_int64(stmt, 0) == INT64_MIN);
     ck_assert(guard_sqlite_column_double(stmt, 1) == 0.5);
     ck_assert_mem_eq(guard_sqlite_column_text(stmt, 2), "text\0more", 9);
@@ -347,6 +369,7 @@ START_TEST(values_go_in_and_come_out)
     ck_assert_int_eq(length, 3);
     ck_assert_int_eq(guard_sqlite_column_type(stmt, 4), SQLITE_NULL);
     ck_assert_ptr_null(guard_sqlite_column_text(stmt, 5));
+    ck_assert_str_eq(guard_sqlite_column_text(stmt, 6), "static");
     /* Binding a statement that was stepped starts it again; its other bindings stay. */
     guard_sqlite_bind_int64(stmt, 1, 5);
     ck_assert(guard_sqlite_step(stmt));
@@ -461,6 +484,7 @@ int main(void)
     const TTest *const tests[] = {
         a_database_that_cannot_be_opened_is_named_and_leaves_nothing,
         a_file_that_is_no_database_is_refused_at_open,
+        a_file_that_has_to_be_there_is_not_made,
         the_defaults_check_foreign_keys_and_sync_fully,
         options_are_obeyed,
         a_reserved_word_or_an_unknown_value_is_misuse,

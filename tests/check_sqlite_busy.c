@@ -53,6 +53,21 @@ START_TEST(busy_at_begin_on_an_adopted_handle_waits_as_long)
 }
 END_TEST
 
+START_TEST(an_exclusive_transaction_keeps_readers_away_and_an_immediate_one_does_not)
+{
+    static const int modes[] = {GUARD_SQLITE_EXCLUSIVE, GUARD_SQLITE_IMMEDIATE};
+    GUARD_AUTO(s);
+    table_open_beside_other(s, NULL);
+    sqlite3_busy_timeout(other, 0);
+    for (int i = 0; i < 2; i++) {
+        GUARD_AUTO(inner);
+        guard_sqlite_begin(inner, db, &(guard_sqlite_tx_options){.mode = modes[i]});
+        ck_assert_int_eq(sqlite3_exec(other, COUNT, NULL, NULL, NULL), i == 0 ? SQLITE_BUSY : SQLITE_OK);
+    }
+    sqlite3_close(other);
+}
+END_TEST
+
 START_TEST(an_upgrade_from_reading_to_writing_against_a_writer_fails_at_once)
 {
     GUARD_AUTO(s);
@@ -355,6 +370,7 @@ int main(void)
     const TTest *const tests[] = {
         busy_at_begin_waits_to_the_deadline_and_says_what_to_do,
         busy_at_begin_on_an_adopted_handle_waits_as_long,
+        an_exclusive_transaction_keeps_readers_away_and_an_immediate_one_does_not,
         an_upgrade_from_reading_to_writing_against_a_writer_fails_at_once,
         a_stale_snapshot_reruns_the_whole_body,
         a_stale_snapshot_in_a_nested_part_reruns_from_the_outermost,
