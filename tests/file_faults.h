@@ -6,8 +6,8 @@
  * The calls are defined in the test program itself, so that they come before those of libc, also for the
  * library under test. What is not failed goes to the kernel.
  */
-#ifndef FILE_FAULTS_H
-#define FILE_FAULTS_H
+#ifndef TESTS_FILE_FAULTS_H
+#define TESTS_FILE_FAULTS_H
 
 #include <stdbool.h>
 #include <stddef.h>

@@ -5,7 +5,7 @@
 
 #include <sys/types.h>
 
-/* As proc_pid_stat(5) has it: 'S' asleep, 'Z' ended but the first of its process. `task` is a thread's number, that of a process its first thread's. */
+/* As proc_pid_stat(5) has it: 'S' is asleep, 'Z' has ended and was the process's first. A process's number is that of its first thread. */
 char task_state(pid_t task);
 
 /* Waits until it is in this state. */

@@ -6,8 +6,8 @@
  * those that use the sockets on the proxy's thread.  None of them blocks, but for a reset that waits for bytes to
  * leave (wire.c).
  */
-#ifndef WIRE_H
-#define WIRE_H
+#ifndef TESTS_WIRE_H
+#define TESTS_WIRE_H
 
 #include <poll.h>
 #include <stdint.h>

@@ -4,8 +4,8 @@
  *
  * Private to wire_proxy.c.
  */
-#ifndef WIRE_ADDRESS_H
-#define WIRE_ADDRESS_H
+#ifndef TESTS_WIRE_ADDRESS_H
+#define TESTS_WIRE_ADDRESS_H
 
 #include <netinet/in.h>
 #include <stdbool.h>

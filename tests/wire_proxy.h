@@ -38,8 +38,8 @@
  * client or for the server but wire_proxy_wait.  The proxy allocates no memory after it was opened, so that a test
  * may fail allocations meanwhile.  It blocks all signals on its thread.  A forked child must not use it.
  */
-#ifndef WIRE_PROXY_H
-#define WIRE_PROXY_H
+#ifndef TESTS_WIRE_PROXY_H
+#define TESTS_WIRE_PROXY_H
 
 #include <stdbool.h>
 #include <stddef.h>
