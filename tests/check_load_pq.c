@@ -338,7 +338,51 @@ START_TEST(an_empty_file_is_complete_at_once)
 }
 END_TEST
 
+START_TEST(what_is_appended_while_the_database_is_opened_is_loaded)
+{
+    make_table("CREATE TABLE t(a int)");
+    write_file("f.csv", "a\n1\n");
+    PGconn *other = server_connect("");
+    PQclear(PQexec(other, "SELECT pg_advisory_lock(hashtext('guard-load schema'))"));
+    pid_t loader = load_start(DB "--into t f.csv");
+    server_wait("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'guard-load' AND wait_event_type = "
+                "'Lock'",
+                1);
+    write_file("f.csv", "a\n1\n2\n");
+    PQfinish(other);
+    load_expect(load_wait(loader), 0);
+    ck_assert_int_eq(server_number("SELECT sum(a) FROM t"), 3);
+    load_expect(load_run(DB "--into t f.csv"), 0); /* known by the content that it has now */
+    ck_assert_int_eq(server_number("SELECT sum(a) FROM t"), 3);
+}
+END_TEST
+
 /* ----------------------------------------------------------------------------------------------- workers -- */
+
+static int64_t batches_of(const char *table, const char *options)
+{
+    make_table(table);
+    load_output output = load_run(DB "--into t --json --quiet %s f.csv", options);
+    load_expect(output, 0);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t"), 25000);
+    return load_json(output, "batches");
+}
+
+START_TEST(one_worker_has_large_batches_unless_rows_are_checked_late_or_a_size_is_asked_for)
+{
+    FILE *file = fopen("f.csv", "w");
+    fputs("a\n", file);
+    for (int i = 0; i < 25000; i++) {
+        fprintf(file, "%d\n", i);
+    }
+    fclose(file);
+    ck_assert_int_eq(batches_of("CREATE TABLE t(a int)", ""), 1);
+    ck_assert_int_eq(batches_of("CREATE TABLE t(a int)", "--workers 2"), 3);
+    ck_assert_int_eq(batches_of("CREATE TABLE t(a int)", "--batch 5000"), 5);
+    ck_assert_int_eq(batches_of("CREATE TABLE t(a int UNIQUE DEFERRABLE INITIALLY DEFERRED)", ""), 3);
+    ck_assert_int_eq(batches_of("CREATE TABLE t(a int PRIMARY KEY, up int REFERENCES t)", ""), 3);
+}
+END_TEST
 
 START_TEST(workers_share_a_file)
 {
@@ -655,6 +699,8 @@ int main(void)
         what_cannot_be_done_is_said_in_one_line_without_a_password,
         the_schema_is_run_once_where_the_table_is_missing,
         an_empty_file_is_complete_at_once,
+        what_is_appended_while_the_database_is_opened_is_loaded,
+        one_worker_has_large_batches_unless_rows_are_checked_late_or_a_size_is_asked_for,
         workers_share_a_file,
         each_worker_has_one_connection,
         loaders_with_copies_of_the_file_share_it_and_the_last_to_end_knows_all_rejects,

@@ -29,6 +29,7 @@ typedef struct load_run {
     load_totals *totals;
     load_progress *progress;
     load_rejects *rejects;
+    load_source *first; /* of the files, where it is open already */
     const char *meaning;
     int any_rejects;
 } load_run;
@@ -146,12 +147,14 @@ static void load_rows(load_run *run, guard_scope *scope, load_job *load)
                  rejected, seconds, (double)(loaded + rejected) / seconds);
 }
 
-static void load_file(load_run *run, const char *file)
+static void load_file(load_run *run, size_t number)
 {
     GUARD_AUTO(s);
     stop_check();
     run->totals->outcome = "rolled_back";
-    load_source *source = source_open(s, file, run->options->name);
+    load_source *source = number == 0 && run->first != NULL
+                              ? run->first
+                              : source_open(s, run->options->files[number], run->options->name);
     progress_begin(run->progress, "reading", source_name(source), source_size(source), 0);
     source_identify(source, show_hashing, run->progress);
     rejects_add(run->rejects, source_digest(source), source_name(source));
@@ -175,7 +178,7 @@ static void load_each(void *arg)
 {
     load_run *run = arg;
     for (size_t i = 0; i < run->options->file_count; i++) {
-        load_file(run, run->options->files[i]);
+        load_file(run, i);
     }
 }
 
@@ -187,6 +190,16 @@ static void check_files(const load_options *o)
         if (strcmp(o->files[i], "-") != 0) {
             source_open(s, o->files[i], NULL);
         }
+    }
+}
+
+/* The first file is hashed while the database is opened. */
+static void open_first(load_run *run, guard_scope *scope)
+{
+    const char *file = run->options->files[0];
+    if (strcmp(file, "-") != 0) {
+        run->first = source_open(scope, file, NULL);
+        source_identify_ahead(scope, run->first);
     }
 }
 
@@ -221,6 +234,7 @@ int load_files(const load_options *options, const target_driver *driver, load_to
     check_files(options);
     check_rejects(options);
     run.rejects = rejects_open(s, options->rejects);
+    open_first(&run, s);
     run.target = driver->open(s, options);
     /* The rejects are published also where loading failed, and the first error is the one that is told. */
     guard_error error;

@@ -144,7 +144,7 @@ static void make_table(guard_scope *scope, load_target *target)
 
 static load_target *open_database(guard_scope *scope, const load_options *options)
 {
-    /* Files are UTF-8, and so is what the server says. Before any thread of ours runs. */
+    /* Files are UTF-8, and so is what the server says. Before any thread of ours runs that looks at them. */
     setenv("PGCLIENTENCODING", "UTF8", 1);
     setenv("PGAPPNAME", "guard-load", 0);
     load_target *target = guard_memory_allocate_array(scope, 1, sizeof *target, NULL);

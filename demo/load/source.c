@@ -7,6 +7,8 @@
 #include <limits.h>
 #include <nettle/base16.h>
 #include <nettle/sha2.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,9 +28,14 @@ struct load_source {
     int descriptor;
     struct stat seen; /* before it was hashed */
     char digest[SOURCE_DIGEST + 1];
-    /* The second time: the hash of the first `hashed` bytes. */
+    /* The hash of the first `hashed` bytes; after source_identify the second time. */
     struct sha256_ctx hash;
     uint64_t hashed;
+    /* While a thread hashes ahead, `hash`, `hashed` and `chunk` are its. */
+    pthread_t thread;
+    guard_ticket thread_ends;
+    int is_ahead;
+    atomic_int is_enough;
     char *chunk;
 };
 
@@ -113,6 +120,7 @@ load_source *source_open(guard_scope *scope, const char *file, const char *name)
         open_file(scope, source);
     }
     source->path = source_path_of(scope, file, name);
+    sha256_init(&source->hash);
     if (fstat(source->descriptor, &source->seen) != 0) {
         guard_panic_os("%s", source->name);
     }
@@ -134,6 +142,12 @@ static size_t read_at(const load_source *source, uint64_t offset, char *buffer, 
     }
 }
 
+static int is_changed(const load_source *source, const struct stat *now)
+{
+    return now->st_size != source->seen.st_size || now->st_mtim.tv_sec != source->seen.st_mtim.tv_sec ||
+           now->st_mtim.tv_nsec != source->seen.st_mtim.tv_nsec;
+}
+
 static void end_hash(struct sha256_ctx *hash, char *digest)
 {
     uint8_t bytes[SHA256_DIGEST_SIZE];
@@ -142,17 +156,62 @@ static void end_hash(struct sha256_ctx *hash, char *digest)
     digest[SOURCE_DIGEST] = '\0';
 }
 
+/* An error ends it, and is met again by whoever goes on from there. */
+static void *hash_ahead(void *arg)
+{
+    load_source *source = arg;
+    ssize_t got = 1;
+    while (got > 0 && !atomic_load_explicit(&source->is_enough, memory_order_relaxed)) {
+        got = pread(source->descriptor, source->chunk, CHUNK, (off_t)source->hashed);
+        if (got > 0) {
+            sha256_update(&source->hash, (size_t)got, (const uint8_t *)source->chunk);
+            source->hashed += (uint64_t)got;
+        }
+    }
+    return NULL;
+}
+
+static void end_hash_ahead(void *arg)
+{
+    load_source *source = arg;
+    atomic_store_explicit(&source->is_enough, 1, memory_order_relaxed);
+    pthread_join(source->thread, NULL);
+}
+
+void source_identify_ahead(guard_scope *scope, load_source *source)
+{
+    guard_reserve(scope, 1);
+    if (pthread_create(&source->thread, NULL, hash_ahead, source) == 0) {
+        source->thread_ends = guard_defer(scope, end_hash_ahead, source);
+        source->is_ahead = 1;
+    }
+}
+
+/* What was hashed counts unless the file has changed since: opening the database may have taken long. */
+static void take_over(load_source *source)
+{
+    struct stat now;
+    source->is_ahead = 0;
+    guard_release(source->thread_ends);
+    if (fstat(source->descriptor, &now) == 0 && is_changed(source, &now)) {
+        source->seen = now;
+        source->hashed = 0;
+        sha256_init(&source->hash);
+    }
+}
+
 void source_identify(load_source *source, source_progress_fn *progress, void *arg)
 {
-    struct sha256_ctx hash;
-    sha256_init(&hash);
-    uint64_t done = 0;
-    for (size_t got; (got = read_at(source, done, source->chunk, CHUNK)) > 0; done += got) {
-        stop_check();
-        sha256_update(&hash, got, (const uint8_t *)source->chunk);
-        progress(arg, done, source_size(source));
+    if (source->is_ahead) {
+        take_over(source);
     }
-    end_hash(&hash, source->digest);
+    for (size_t got; (got = read_at(source, source->hashed, source->chunk, CHUNK)) > 0;) {
+        stop_check();
+        sha256_update(&source->hash, got, (const uint8_t *)source->chunk);
+        progress(arg, source->hashed, source_size(source));
+        source->hashed += got;
+    }
+    end_hash(&source->hash, source->digest);
     sha256_init(&source->hash);
     source->hashed = 0;
     source_check_unchanged(source);
@@ -214,8 +273,7 @@ void source_check_unchanged(const load_source *source)
     if (fstat(source->descriptor, &now) != 0) {
         guard_panic_os("%s", source->name);
     }
-    if (now.st_size != source->seen.st_size || now.st_mtim.tv_sec != source->seen.st_mtim.tv_sec ||
-        now.st_mtim.tv_nsec != source->seen.st_mtim.tv_nsec) {
+    if (is_changed(source, &now)) {
         refuse_changed(source);
     }
 }

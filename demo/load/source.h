@@ -28,6 +28,12 @@ load_source *source_open(guard_scope *scope, const char *file, const char *name)
 /* Called now and then with how much of how much is done. */
 typedef void source_progress_fn(void *arg, uint64_t done, uint64_t size);
 
+/*
+ * Begins to hash the content of a regular file in a thread of its own, which ends when source_identify is called, and goes on from there, or
+ * with the scope. Where no thread can be had nothing is hashed ahead.
+ */
+void source_identify_ahead(guard_scope *scope, load_source *source);
+
 /* Hashes the content. Panics with GUARD_CANCELLED on a stop signal. */
 void source_identify(load_source *source, source_progress_fn *progress, void *arg);
 
