@@ -146,8 +146,7 @@ static json_t *accounts(guard_scope *scope, store *base)
     PGresult *rows = guard_pq_exec(s, pq, "SELECT id, name, balance FROM account ORDER BY id");
     json_t *list = json_own(scope, json_array());
     for (int i = 0; i < PQntuples(rows); i++) {
-        json_append(list, json_pack("{sIsssI}", "id", (json_int_t)cell(rows, i, 0), "name", PQgetvalue(rows, i, 1),
-                                    "balance", (json_int_t)cell(rows, i, 2)));
+        store_list_account(list, cell(rows, i, 0), PQgetvalue(rows, i, 1), cell(rows, i, 2));
     }
     return list;
 }
@@ -164,9 +163,8 @@ static json_t *transfers(guard_scope *scope, store *base, int64_t before, int64_
                          2, (const char *[]){oldest.text, most.text});
     json_t *list = json_own(scope, json_array());
     for (int i = 0; i < PQntuples(rows); i++) {
-        json_append(list, json_pack("{sIsIsIsIss}", "id", (json_int_t)cell(rows, i, 0), "from",
-                                    (json_int_t)cell(rows, i, 1), "to", (json_int_t)cell(rows, i, 2), "amount",
-                                    (json_int_t)cell(rows, i, 3), "key", PQgetvalue(rows, i, 4)));
+        store_list_transfer(list, cell(rows, i, 0), cell(rows, i, 1), cell(rows, i, 2), cell(rows, i, 3),
+                            PQgetvalue(rows, i, 4));
     }
     return list;
 }

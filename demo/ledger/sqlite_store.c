@@ -184,9 +184,8 @@ static json_t *accounts(guard_scope *scope, store *base)
     guard_sqlite_stmt *rows = guard_sqlite_prepare(s, db, "SELECT id, name, balance FROM account ORDER BY id");
     json_t *list = json_own(scope, json_array());
     while (guard_sqlite_step(rows)) {
-        json_append(list, json_pack("{sIsssI}", "id", (json_int_t)guard_sqlite_column_int64(rows, 0), "name",
-                                    guard_sqlite_column_text(rows, 1), "balance",
-                                    (json_int_t)guard_sqlite_column_int64(rows, 2)));
+        store_list_account(list, guard_sqlite_column_int64(rows, 0), guard_sqlite_column_text(rows, 1),
+                           guard_sqlite_column_int64(rows, 2));
     }
     return list;
 }
@@ -202,11 +201,9 @@ static json_t *transfers(guard_scope *scope, store *base, int64_t before, int64_
     guard_sqlite_bind_int64(rows, 2, limit);
     json_t *list = json_own(scope, json_array());
     while (guard_sqlite_step(rows)) {
-        json_append(list, json_pack("{sIsIsIsIss}", "id", (json_int_t)guard_sqlite_column_int64(rows, 0), "from",
-                                    (json_int_t)guard_sqlite_column_int64(rows, 1), "to",
-                                    (json_int_t)guard_sqlite_column_int64(rows, 2), "amount",
-                                    (json_int_t)guard_sqlite_column_int64(rows, 3), "key",
-                                    guard_sqlite_column_text(rows, 4)));
+        store_list_transfer(list, guard_sqlite_column_int64(rows, 0), guard_sqlite_column_int64(rows, 1),
+                            guard_sqlite_column_int64(rows, 2), guard_sqlite_column_int64(rows, 3),
+                            guard_sqlite_column_text(rows, 4));
     }
     return list;
 }

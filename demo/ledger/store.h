@@ -79,6 +79,10 @@ typedef struct store_body {
 } store_body;
 void store_run_body(guard_tx *tx, void *body);
 
+/* For a driver's accounts and transfers: append one. They copy the text. */
+void store_list_account(json_t *list, int64_t id, const char *name, int64_t balance);
+void store_list_transfer(json_t *list, int64_t id, int64_t from, int64_t to, int64_t amount, const char *key);
+
 /* The name of the n-th account that --seed makes, counted from 0. Memory is the scope's. */
 const char *store_seed_name(guard_scope *scope, uint64_t n);
 enum { STORE_SEED_CENTS = 100000 };
