@@ -12,13 +12,6 @@
 
 static guard_error error;
 
-/* Leaves a panic of code TRACE_FAILED and this message held. */
-static void leave_held(const char *message)
-{
-    GUARD_AUTO(s);
-    guard_defer(s, trace_fail, (void *)(uintptr_t)message);
-}
-
 static void expect_cause(unsigned index, guard_relation relation, const char *message)
 {
     ck_assert_uint_lt(index, error.cause_count);
@@ -171,7 +164,7 @@ static void call_while_held(void *arg)
     guard_defer_kind(&s, &guard_owner_kind, owner);
     ticket = guard_defer(&s, trace_run, "ticket");
     guard_latch_open(&latch);
-    leave_held("held");
+    trace_hold("held");
     trace_add("before");
     this->call();
     trace_add("not reached");
@@ -199,7 +192,7 @@ static void close_an_owner_while_held(void *arg)
     (void)arg;
     guard_owner *closed = guard_owner_new();
     guard_defer_on(guard_owner_scope(closed), GUARD_ON_FAILURE, trace_run, "in the owner");
-    leave_held("held");
+    trace_hold("held");
     guard_owner_close(closed);
 }
 
@@ -236,7 +229,7 @@ static void form_copy(guard_scope *scope)
 static void register_while_held(void *form)
 {
     GUARD_AUTO(s);
-    leave_held("held");
+    trace_hold("held");
     (*(register_form **)form)(s);
     trace_add("not reached");
 }
@@ -255,7 +248,7 @@ END_TEST
 static void panic_while_held(void *arg)
 {
     (void)arg;
-    leave_held("held");
+    trace_hold("held");
     guard_panic(3, "newer");
 }
 
@@ -273,7 +266,7 @@ static void query_while_held(void *arg)
     GUARD_AUTO(s);
     guard_ticket pending = guard_defer(s, trace_run, "p");
     guard_error filled;
-    leave_held("held");
+    trace_hold("held");
     ck_assert_int_eq(guard_pending(pending), 1);
     ck_assert_ptr_null(guard_panicking());
     ck_assert_int_eq(guard_recover(NULL), 0);
@@ -375,7 +368,7 @@ static void recover_in_an_outer_scope(void *arg)
         guard_defer_recover(outer, trace_see, "last");
         guard_defer_on(outer, GUARD_ON_FAILURE, trace_run, "it failed all the same");
         guard_defer_recover(outer, trace_recover, "r");
-        leave_held("held");
+        trace_hold("held");
     }
     trace_add("after");
     guard_raise_held();
@@ -392,7 +385,7 @@ static void leave_one_held_after_recovery(guard_recovery *recovery, void *arg)
 {
     (void)arg;
     trace_recover(recovery, "r");
-    leave_held("newer");
+    trace_hold("newer");
 }
 
 static void hold_again_while_recovering(void *panics)
@@ -404,7 +397,7 @@ static void hold_again_while_recovering(void *panics)
         if (panics != NULL) {
             guard_panic(1, "held");
         }
-        leave_held("held");
+        trace_hold("held");
     }
     trace_add("after");
 }
@@ -422,7 +415,7 @@ END_TEST
 
 static void hold_inside(void *message)
 {
-    leave_held(message);
+    trace_hold(message);
     trace_add("goes on");
 }
 
@@ -474,7 +467,7 @@ END_TEST
 
 static void hold_inside_and_call(void *message)
 {
-    leave_held(message);
+    trace_hold(message);
     guard_raise_held();
     trace_add("not reached");
 }
@@ -552,7 +545,7 @@ END_TEST
 static void commit_like_an_adapter(void *arg)
 {
     (void)arg;
-    leave_held("cleanup before COMMIT");
+    trace_hold("cleanup before COMMIT");
     guard_raise_held();
     trace_add("COMMIT");
 }

@@ -13,12 +13,6 @@
 #define THREADS 8
 #define TURNS 300
 
-static void hold(const char *message)
-{
-    GUARD_AUTO(s);
-    guard_defer(s, trace_fail, (void *)(uintptr_t)message);
-}
-
 static void one_turn(void *arg)
 {
     const int *turn = arg;
@@ -37,7 +31,7 @@ static void one_turn(void *arg)
     }
     guard_release(released);
     if (*turn % 2 == 0) {
-        hold("held");
+        trace_hold("held");
     }
     guard_panic(5, "turn");
 }

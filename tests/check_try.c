@@ -211,17 +211,11 @@ START_TEST(a_block_inside_a_border_gives_the_border_back)
 }
 END_TEST
 
-static void hold(const char *message)
-{
-    GUARD_AUTO(s);
-    guard_defer(s, trace_fail, (void *)(uintptr_t)message);
-}
-
 START_TEST(a_panic_held_at_the_end_of_the_block_is_caught)
 {
     GUARD_TRY(&error)
     {
-        hold("held");
+        trace_hold("held");
         trace_add("end of the block");
     }
     GUARD_CATCH
@@ -237,7 +231,7 @@ static int return_while_held(void)
 {
     GUARD_TRY(&error)
     {
-        hold("held");
+        trace_hold("held");
         return 7;
     }
     GUARD_CATCH

@@ -51,6 +51,12 @@ void trace_fail(void *name)
     guard_panic(TRACE_FAILED, "%s", (const char *)name);
 }
 
+void trace_hold(const char *name)
+{
+    GUARD_AUTO(s);
+    guard_defer(s, trace_fail, (void *)(uintptr_t)name);
+}
+
 static void trace_release(void *name)
 {
     trace_add("release %s", (const char *)name);

@@ -43,6 +43,9 @@ void trace_run_copy(void *copy);
 void trace_fail(void *name);
 #define TRACE_FAILED 77
 
+/* Leaves such a panic held: it is that of a scope that is closed here. */
+void trace_hold(const char *name);
+
 /* Adds "release NAME", "dismiss NAME". */
 extern const guard_kind trace_kind;
 
