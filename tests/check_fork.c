@@ -1,13 +1,11 @@
 /* SPDX-License-Identifier: MIT */
-/* check_fork.c: what a forked child does with what it inherits, and what exit runs (behaviour 50, the core's part). */
+/* check_fork.c: what a forked child does with what it inherits (behaviour 50, the core's part). */
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <spawn.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -17,7 +15,7 @@
 #include <guard/guard_cancel.h>
 #include <guard/guard_process.h>
 
-#include "child.h"
+#include "events.h"
 #include "suite.h"
 
 /* ThreadSanitizer refuses threads in the child of a process that has some; its own counts. */
@@ -28,47 +26,19 @@ const char *__tsan_default_options(void)
     return "die_after_fork=0";
 }
 
-/* What happens in any process of a test goes through one pipe, in order. */
-static int events[2] = {-1, -1};
-
-static void event(const char *what, const char *name)
-{
-    char text[100];
-    int length = snprintf(text, sizeof text, "%s %s,", what, name);
-    ck_assert_int_eq(write(events[1], text, (size_t)length), length);
-}
-
-static void events_open(void)
-{
-    ck_assert_int_eq(pipe2(events, O_CLOEXEC | O_NONBLOCK), 0);
-}
-
-static void events_expect(const char *expected)
-{
-    char text[2000];
-    ssize_t got = read(events[0], text, sizeof text - 1);
-    text[got > 0 ? got - 1 : 0] = '\0';
-    ck_assert_str_eq(text, expected);
-}
-
-static void run(void *name)
-{
-    event("run", name);
-}
-
 static void release(void *name)
 {
-    event("release", name);
+    event_add("release", name);
 }
 
 static void child_rule(void *name)
 {
-    event("child", name);
+    event_add("child", name);
 }
 
 static void at_fork(void *name)
 {
-    event("at fork", name);
+    event_add("at fork", name);
 }
 
 static const guard_kind kind = {.name = "kind", .release = release, .child = child_rule, .flags = GUARD_KIND_HEAP};
@@ -87,10 +57,10 @@ static const guard_kind connection = {
 
 static void hold(guard_scope *s)
 {
-    guard_defer(s, run, (void *)"function");
-    guard_defer_copy(s, run, "copy", 5);
+    guard_defer(s, event_run, (void *)"function");
+    guard_defer_copy(s, event_run, "copy", 5);
     static const char text[] = "a copy that is too long to be kept in a record of the pool";
-    guard_defer_copy(s, run, text, sizeof text);
+    guard_defer_copy(s, event_run, text, sizeof text);
     guard_defer_kind(s, &ruleless, (void *)"ruleless");
     guard_defer_kind(s, &kind, (void *)"kind");
 }
@@ -98,20 +68,6 @@ static void hold(guard_scope *s)
 #define HELD                                                                                                     \
     "release kind,release ruleless,run a copy that is too long to be kept in a record of the pool,run copy,run " \
     "function"
-
-/* Forks, runs fn in the child, and returns the child's status when it has ended. */
-static int in_child(guard_fn *fn, void *arg)
-{
-    pid_t pid = fork();
-    ck_assert_int_ge(pid, 0);
-    if (pid == 0) {
-        fn(arg);
-        _exit(0);
-    }
-    int status;
-    ck_assert_int_eq(waitpid(pid, &status, 0), pid);
-    return status;
-}
 
 /* ------------------------------------------------------------------------------------------------ leaving -- */
 
@@ -124,7 +80,7 @@ static void fork_and_leave(void *arg)
     pid_t pid = fork();
     ck_assert_int_ge(pid, 0);
     if (pid == 0) {
-        guard_defer(s, run, (void *)"the child's own");
+        guard_defer(s, event_run, (void *)"the child's own");
         if (strcmp(how, "panic") == 0) {
             guard_panic(1, "one");
         } else if (strcmp(how, "exit thread") == 0) {
@@ -137,7 +93,7 @@ static void fork_and_leave(void *arg)
     int status;
     ck_assert_int_eq(waitpid(pid, &status, 0), pid);
     ck_assert_int_eq(status, 0);
-    event("the parent", "lives");
+    event_add("the parent", "lives");
 }
 
 static void leave_in_the_child(const char *how)
@@ -190,9 +146,10 @@ START_TEST(releasing_an_inherited_ticket_applies_the_child_rule)
     events_open();
     {
         GUARD_AUTO(s);
-        guard_ticket tickets[] = {guard_defer_kind(s, &kind, (void *)"one"), guard_defer(s, run, (void *)"two"),
-                                  guard_defer_copy(s, run, "three", 6), guard_defer_kind(s, &kind, (void *)"four")};
-        ck_assert_int_eq(in_child(release_inherited, tickets), 0);
+        guard_ticket tickets[] = {guard_defer_kind(s, &kind, (void *)"one"), guard_defer(s, event_run, (void *)"two"),
+                                  guard_defer_copy(s, event_run, "three", 6),
+                                  guard_defer_kind(s, &kind, (void *)"four")};
+        ck_assert_int_eq(events_in_child(release_inherited, tickets), 0);
         events_expect("child one");
     }
     events_expect("release four,run three,run two,release one");
@@ -244,7 +201,7 @@ END_TEST
 static void recover(guard_recovery *recovery, void *arg)
 {
     (void)arg;
-    event("recover", guard_recover(recovery) ? "panic" : "nothing");
+    event_add("recover", guard_recover(recovery) ? "panic" : "nothing");
 }
 
 static void fork_and_recover(void *arg)
@@ -277,7 +234,7 @@ END_TEST
 static void note_the_child(void *arg)
 {
     (void)arg;
-    event("in the", "child");
+    event_add("in the", "child");
 }
 
 typedef struct helper {
@@ -318,17 +275,14 @@ START_TEST(kinds_that_ask_for_it_have_their_rule_in_fork_whoever_holds_them)
     {
         GUARD_AUTO(s);
         guard_defer_kind(s, &connection, (void *)"mine");
-        ck_assert_int_eq(in_child(note_the_child, NULL), 0);
-        char text[500];
-        ssize_t got = read(events[0], text, sizeof text - 1);
-        ck_assert_int_gt(got, 0);
-        text[got] = '\0';
-        ck_assert_ptr_nonnull(strstr(text, "at fork mine,"));
-        ck_assert_ptr_nonnull(strstr(text, "at fork thread's,"));
-        ck_assert_ptr_nonnull(strstr(text, "at fork owner's,"));
-        ck_assert_ptr_nonnull(strstr(text, "at fork fiber's,"));
+        ck_assert_int_eq(events_in_child(note_the_child, NULL), 0);
+        const char *text = events_read();
+        ck_assert_ptr_nonnull(strstr(text, "at fork mine"));
+        ck_assert_ptr_nonnull(strstr(text, "at fork thread's"));
+        ck_assert_ptr_nonnull(strstr(text, "at fork owner's"));
+        ck_assert_ptr_nonnull(strstr(text, "at fork fiber's"));
         ck_assert_ptr_null(strstr(text, "kind"));
-        ck_assert_ptr_nonnull(strstr(text, "in the child,"));
+        ck_assert_ptr_nonnull(strstr(text, "in the child"));
     }
     events_expect("release mine");
     sem_post(&h.over);
@@ -346,7 +300,7 @@ END_TEST
 static void close_the_owner(void *arg)
 {
     guard_owner *owner = arg;
-    guard_defer(guard_owner_scope(owner), run, (void *)"the child's own");
+    guard_defer(guard_owner_scope(owner), event_run, (void *)"the child's own");
     guard_owner_close(owner);
 }
 
@@ -355,7 +309,7 @@ START_TEST(a_child_that_closes_an_inherited_owner_applies_the_child_rules)
     events_open();
     guard_owner *owner = guard_owner_new();
     hold(guard_owner_scope(owner));
-    ck_assert_int_eq(in_child(close_the_owner, owner), 0);
+    ck_assert_int_eq(events_in_child(close_the_owner, owner), 0);
     events_expect("run the child's own,child kind");
     guard_owner_close(owner);
     events_expect(HELD);
@@ -376,7 +330,7 @@ START_TEST(a_child_that_adopts_runs_all_as_its_own_but_what_was_done_in_fork)
     guard_scope_open(&s);
     hold(&s);
     guard_defer_kind(&s, &connection, (void *)"connection");
-    ck_assert_int_eq(in_child(adopt, &s), 0);
+    ck_assert_int_eq(events_in_child(adopt, &s), 0);
     events_expect("at fork connection," HELD);
     guard_scope_close(&s);
     events_expect("release connection," HELD);
@@ -413,7 +367,7 @@ START_TEST(a_cancel_of_the_parent_is_not_the_childs_and_the_childs_not_the_paren
 {
     ck_assert_int_ge(guard_cancel_descriptor(), 0);
     guard_cancel_thread(pthread_self());
-    ck_assert_int_eq(in_child(cancel_in_the_child, NULL), 0);
+    ck_assert_int_eq(events_in_child(cancel_in_the_child, NULL), 0);
     ck_assert_int_eq(guard_cancelled(), 1);
     guard_cancel_clear();
     struct pollfd wake = {.fd = guard_cancel_descriptor(), .events = POLLIN};
@@ -448,7 +402,7 @@ START_TEST(a_child_is_cancelled_by_its_own_signal_and_not_by_the_parents)
 {
     guard_cancel_on_signal(SIGTERM, 0);
     raise(SIGTERM);
-    ck_assert_int_eq(in_child(signal_in_the_child, NULL), 0);
+    ck_assert_int_eq(events_in_child(signal_in_the_child, NULL), 0);
 }
 END_TEST
 #endif
@@ -493,116 +447,6 @@ START_TEST(posix_spawn_and_vfork_run_no_rule)
 }
 END_TEST
 
-/* ----------------------------------------------------------------------------------------------- exit -- */
-
-static void exit_inside(void *arg)
-{
-    event("exit in", arg);
-    exit(3);
-}
-
-static void panic_with(void *arg)
-{
-    guard_panic(7, "%s", (const char *)arg);
-}
-
-static void exit_with_scopes(void *arg)
-{
-    (void)arg;
-    GUARD_AUTO(outer);
-    guard_defer(outer, run, (void *)"1");
-    guard_defer(outer, exit_inside, (void *)"defer");
-    GUARD_AUTO(s);
-    guard_defer(s, run, (void *)"2");
-    guard_defer_on(s, GUARD_ON_SUCCESS, run, (void *)"success");
-    exit(2);
-}
-
-static void exit_in_a_border(void *arg)
-{
-    guard_run(exit_with_scopes, arg, NULL);
-}
-
-static void init_and_exit(void *arg)
-{
-    guard_process_init(GUARD_AT_EXIT);
-    guard_process_init(GUARD_AT_EXIT);
-    exit_in_a_border(arg);
-}
-
-START_TEST(exit_runs_nothing_unless_asked)
-{
-    events_open();
-    ck_assert_int_eq(WEXITSTATUS(in_child(exit_in_a_border, NULL)), 2);
-    events_expect("");
-}
-END_TEST
-
-START_TEST(exit_runs_the_threads_scopes_once_and_a_second_exit_inside_does_not_loop)
-{
-    events_open();
-    ck_assert_int_eq(WEXITSTATUS(in_child(init_and_exit, NULL)), 3);
-    events_expect("run 2,exit in defer,run 1");
-}
-END_TEST
-
-static void exit_with_a_panic(void *arg)
-{
-    (void)arg;
-    guard_process_init(GUARD_AT_EXIT);
-    GUARD_AUTO(s);
-    guard_defer(s, run, (void *)"1");
-    guard_defer(s, panic_with, (void *)"failed at exit");
-    exit(0);
-}
-
-static void exit_with_a_panic_in_a_border(void *arg)
-{
-    guard_run(exit_with_a_panic, arg, NULL);
-}
-
-START_TEST(a_panic_at_exit_is_fatal_after_the_rest_has_run)
-{
-    events_open();
-    child_result result;
-    child_run(exit_with_a_panic_in_a_border, NULL, &result);
-    child_expect_abort(&result);
-    ck_assert_ptr_nonnull(strstr(result.text, "failed at exit"));
-    events_expect("run 1");
-}
-END_TEST
-
-static void underscore_exit(void *arg)
-{
-    (void)arg;
-    guard_process_init(GUARD_AT_EXIT);
-    GUARD_AUTO(s);
-    guard_defer(s, run, (void *)"1");
-    _exit(4);
-}
-
-START_TEST(underscore_exit_runs_nothing)
-{
-    events_open();
-    ck_assert_int_eq(WEXITSTATUS(in_child(underscore_exit, NULL)), 4);
-    events_expect("");
-}
-END_TEST
-
-static void init_with(void *arg)
-{
-    guard_process_init(*(unsigned *)arg);
-}
-
-START_TEST(unknown_flags_of_guard_process_init_are_misuse)
-{
-    guard_error error;
-    unsigned flags = 0x8000;
-    ck_assert_int_eq(guard_run(init_with, &flags, &error), GUARD_MISUSE_ARGUMENT);
-    ck_assert_int_eq(error.domain, GUARD_MISUSE);
-}
-END_TEST
-
 int main(void)
 {
     const TTest *const tests[] = {
@@ -624,11 +468,6 @@ int main(void)
         suite_unless_memcheck(a_child_is_cancelled_by_its_own_signal_and_not_by_the_parents),
 #endif
         posix_spawn_and_vfork_run_no_rule,
-        exit_runs_nothing_unless_asked,
-        exit_runs_the_threads_scopes_once_and_a_second_exit_inside_does_not_loop,
-        a_panic_at_exit_is_fatal_after_the_rest_has_run,
-        underscore_exit_runs_nothing,
-        unknown_flags_of_guard_process_init_are_misuse,
     };
     return suite_run("fork", tests, sizeof tests / sizeof *tests);
 }
