@@ -344,8 +344,10 @@ START_TEST(a_forked_child_does_not_cancel_its_parents_statement)
     int status;
     ck_assert_int_eq(waitpid(child, &status, 0), child);
     ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 0, "status %x: it told the server", (unsigned)status);
-    PQclear(PQgetResult(raw));
-    PQclear(PQgetResult(raw));
+    PGresult *slept = PQgetResult(raw);
+    ck_assert_msg(PQresultStatus(slept) == PGRES_TUPLES_OK, "%s", PQresultErrorMessage(slept));
+    PQclear(slept);
+    ck_assert_ptr_null(PQgetResult(raw));
 }
 END_TEST
 
