@@ -302,55 +302,39 @@ static void fail_and_cut_everywhere(const campaign *c, crash_fault fault)
     }
 }
 
-#define WAL                         \
-    {                               \
-        .journal = GUARD_SQLITE_WAL \
-    }
-#define DELETE                         \
-    {                                  \
-        .journal = GUARD_SQLITE_DELETE \
-    }
-#define TRUNCATE                         \
-    {                                    \
-        .journal = GUARD_SQLITE_TRUNCATE \
-    }
-#define PERSIST                         \
-    {                                   \
-        .journal = GUARD_SQLITE_PERSIST \
-    }
-
 START_TEST(a_power_cut_anywhere_in_wal_mode_keeps_what_was_told)
 {
-    const campaign c = {.setup = "PRAGMA wal_autocheckpoint = 8", .open = WAL, .seeds = 6};
+    const campaign c = {.setup = "PRAGMA wal_autocheckpoint = 8", .open.journal = GUARD_SQLITE_WAL, .seeds = 6};
     cut_everywhere(&c);
 }
 END_TEST
 
 START_TEST(a_power_cut_anywhere_with_a_deleted_journal_keeps_what_was_told)
 {
-    const campaign c = {.setup = "", .open = DELETE, .seeds = 6};
+    const campaign c = {.setup = "", .open.journal = GUARD_SQLITE_DELETE, .seeds = 6};
     cut_everywhere(&c);
 }
 END_TEST
 
 START_TEST(a_power_cut_anywhere_with_a_truncated_journal_keeps_what_was_told)
 {
-    const campaign c = {.setup = "", .open = TRUNCATE, .seeds = 6};
+    const campaign c = {.setup = "", .open.journal = GUARD_SQLITE_TRUNCATE, .seeds = 6};
     cut_everywhere(&c);
 }
 END_TEST
 
 START_TEST(a_power_cut_anywhere_with_a_kept_journal_keeps_what_was_told)
 {
-    const campaign c = {.setup = "", .open = PERSIST, .seeds = 6};
+    const campaign c = {.setup = "", .open.journal = GUARD_SQLITE_PERSIST, .seeds = 6};
     cut_everywhere(&c);
 }
 END_TEST
 
 START_TEST(a_power_cut_anywhere_in_exclusive_locking_mode_keeps_what_was_told)
 {
-    const campaign wal = {.setup = "PRAGMA locking_mode = EXCLUSIVE", .open = WAL, .seeds = 4};
-    const campaign journal = {.setup = "PRAGMA locking_mode = EXCLUSIVE", .open = DELETE, .seeds = 4};
+    const campaign wal = {.setup = "PRAGMA locking_mode = EXCLUSIVE", .open.journal = GUARD_SQLITE_WAL, .seeds = 4};
+    const campaign journal = {
+        .setup = "PRAGMA locking_mode = EXCLUSIVE", .open.journal = GUARD_SQLITE_DELETE, .seeds = 4};
     cut_everywhere(&wal);
     cut_everywhere(&journal);
 }
@@ -359,7 +343,7 @@ END_TEST
 START_TEST(a_power_cut_anywhere_keeps_two_files_with_journals_together)
 {
     /* An attached file has SQLite's own FULL. */
-    const campaign c = {.setup = "", .open = DELETE, .two_files = true, .seeds = 6};
+    const campaign c = {.setup = "", .open.journal = GUARD_SQLITE_DELETE, .two_files = true, .seeds = 6};
     cut_everywhere(&c);
 }
 END_TEST
@@ -387,7 +371,7 @@ static void fail_small_and_large(campaign c, crash_fault fault)
 
 START_TEST(a_failing_disk_and_a_power_cut_in_wal_mode_leave_what_was_told)
 {
-    const campaign c = {.setup = "", .open = WAL, .seeds = 1};
+    const campaign c = {.setup = "", .open.journal = GUARD_SQLITE_WAL, .seeds = 1};
     fail_small_and_large(c, CRASH_FAULT_ERROR);
     ck_assert_uint_gt(doubts, 0);
 }
@@ -395,8 +379,10 @@ END_TEST
 
 START_TEST(a_failing_disk_and_a_power_cut_in_wal_mode_are_resolved_for_good)
 {
-    const campaign c = {
-        .setup = "PRAGMA wal_autocheckpoint = 20", .open = WAL, .marker = GUARD_SQLITE_MARKER_ROW, .seeds = 1};
+    const campaign c = {.setup = "PRAGMA wal_autocheckpoint = 20",
+                        .open.journal = GUARD_SQLITE_WAL,
+                        .marker = GUARD_SQLITE_MARKER_ROW,
+                        .seeds = 1};
     fail_small_and_large(c, CRASH_FAULT_ERROR);
     ck_assert_uint_gt(doubts, 0);
     ck_assert_uint_gt(settled[0], 0);
@@ -406,7 +392,12 @@ END_TEST
 
 START_TEST(a_lying_disk_and_a_power_cut_in_wal_mode_are_resolved_for_good)
 {
-    campaign c = {.setup = "", .open = WAL, .marker = GUARD_SQLITE_MARKER_ROW, .seeds = 2, .first = 1, .last = 2};
+    campaign c = {.setup = "",
+                  .open.journal = GUARD_SQLITE_WAL,
+                  .marker = GUARD_SQLITE_MARKER_ROW,
+                  .seeds = 2,
+                  .first = 1,
+                  .last = 2};
     fail_and_cut_everywhere(&c, CRASH_FAULT_DONE);
     fail_and_cut_everywhere(&c, CRASH_FAULT_CLEAN);
     ck_assert_uint_gt(settled[0], 0);
@@ -420,7 +411,8 @@ END_TEST
  */
 START_TEST(a_failing_disk_and_a_power_cut_with_a_deleted_journal_are_resolved_for_good)
 {
-    const campaign c = {.setup = "", .open = DELETE, .marker = GUARD_SQLITE_MARKER_ROW, .seeds = 1};
+    const campaign c = {
+        .setup = "", .open.journal = GUARD_SQLITE_DELETE, .marker = GUARD_SQLITE_MARKER_ROW, .seeds = 1};
     fail_small_and_large(c, CRASH_FAULT_ERROR);
     fail_small_and_large(c, CRASH_FAULT_DONE);
     ck_assert_uint_gt(doubts, 0);
@@ -429,8 +421,8 @@ END_TEST
 
 START_TEST(a_full_disk_and_a_power_cut_leave_what_was_told)
 {
-    const campaign wal = {.setup = "", .open = WAL, .seeds = 1};
-    const campaign journal = {.setup = "", .open = DELETE, .seeds = 1};
+    const campaign wal = {.setup = "", .open.journal = GUARD_SQLITE_WAL, .seeds = 1};
+    const campaign journal = {.setup = "", .open.journal = GUARD_SQLITE_DELETE, .seeds = 1};
     fail_small_and_large(wal, CRASH_FAULT_FULL);
     fail_small_and_large(journal, CRASH_FAULT_FULL);
 }

@@ -311,21 +311,30 @@ static unsigned long count_to_commit(const guard_sqlite_tx_options *options)
     return fault_vfs_count();
 }
 
-START_TEST(an_io_error_at_a_wal_commit_is_in_doubt_and_resolving_decides_for_good)
+/* A transaction of insert_rows in a new WAL whose COMMIT fails at that place and later. */
+static guard_sqlite *commit_in_doubt(guard_scope *s, const guard_sqlite_tx_options *options, const char **path,
+                                     guard_result *result)
 {
     const guard_sqlite_options open_options = {.vfs = "fault"};
-    const guard_sqlite_tx_options options = {.marker = GUARD_SQLITE_MARKER_ROW, .resolve_ms = 5};
     campaign c = {.journal = "wal"};
-    guard_result result;
     database_new(NULL);
     fault_vfs_install();
-    unsigned long last = count_to_commit(&options);
-    const char *path = new_file(&c, 1);
-    GUARD_AUTO(s);
-    guard_sqlite *db = guard_sqlite_open(s, path, &open_options);
+    unsigned long last = count_to_commit(options);
+    *path = new_file(&c, 1);
+    guard_sqlite *db = guard_sqlite_open(s, *path, &open_options);
     fault_vfs_arm(FAULT_SYNC | FAULT_WRITE, FAULT_ERROR, last, true);
-    ck_assert_int_eq(guard_sqlite_transact(db, insert_rows, NULL, &options, &result), GUARD_IN_DOUBT);
+    ck_assert_int_eq(guard_sqlite_transact(db, insert_rows, NULL, options, result), GUARD_IN_DOUBT);
     fault_vfs_disarm();
+    return db;
+}
+
+START_TEST(an_io_error_at_a_wal_commit_is_in_doubt_and_resolving_decides_for_good)
+{
+    const guard_sqlite_tx_options options = {.marker = GUARD_SQLITE_MARKER_ROW, .resolve_ms = 5};
+    guard_result result;
+    const char *path;
+    GUARD_AUTO(s);
+    guard_sqlite *db = commit_in_doubt(s, &options, &path, &result);
     ck_assert_int_eq(result.error.domain, GUARD_SQLITE);
     ck_assert_int_eq(result.error.code, SQLITE_IOERR_FSYNC);
     ck_assert_msg(result.token[0] != '\0', "no token");
@@ -347,20 +356,12 @@ END_TEST
 
 START_TEST(a_probe_of_the_callers_resolves_as_well)
 {
-    const guard_sqlite_options open_options = {.vfs = "fault"};
     const guard_sqlite_tx_options options = {
         .marker = GUARD_SQLITE_PROBE, .probe = "SELECT 1 FROM t WHERE id = ?1", .probe_key = "3", .resolve_ms = 5};
-    campaign c = {.journal = "wal"};
     guard_result result;
-    database_new(NULL);
-    fault_vfs_install();
-    unsigned long last = count_to_commit(&options);
-    const char *path = new_file(&c, 1);
+    const char *path;
     GUARD_AUTO(s);
-    guard_sqlite *db = guard_sqlite_open(s, path, &open_options);
-    fault_vfs_arm(FAULT_SYNC | FAULT_WRITE, FAULT_ERROR, last, true);
-    ck_assert_int_eq(guard_sqlite_transact(db, insert_rows, NULL, &options, &result), GUARD_IN_DOUBT);
-    fault_vfs_disarm();
+    guard_sqlite *db = commit_in_doubt(s, &options, &path, &result);
     ck_assert(is_kept(database_crash_copy(path, 1)));
     ck_assert_int_eq(guard_sqlite_resolve(db, result.token, &options, NULL), GUARD_ROLLED_BACK);
     ck_assert(!is_kept(database_crash_copy(path, 2)));
