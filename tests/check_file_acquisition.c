@@ -336,15 +336,14 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("file acquisition");
-    TCase *acquiring = tcase_create("acquisitions");
-    tcase_set_timeout(acquiring, SUITE_SECONDS);
-    tcase_add_loop_test(acquiring, everything_acquired_is_given_back_when_all_after_it_fails, 0, ACQUISITIONS);
-    tcase_add_loop_test(acquiring, an_acquisition_without_memory_at_any_allocation_leaves_nothing, 0, ACQUISITIONS);
-    tcase_add_loop_test(acquiring, an_acquisition_without_memory_for_its_registration_leaves_nothing, 0, ACQUISITIONS);
-    tcase_add_loop_test(acquiring, an_acquisition_without_descriptors_leaves_nothing, 0, ACQUISITIONS);
-    tcase_add_loop_test(acquiring, an_acquisition_with_any_system_call_failing_leaves_nothing, 0, ACQUISITIONS);
-    tcase_add_loop_test(acquiring, an_acquisition_of_a_cancelled_thread_is_not_made, 0, ACQUISITIONS);
-    suite_add_tcase(suite, acquiring);
-    return suite_finish(suite);
+    const TTest *const each[] = {
+        everything_acquired_is_given_back_when_all_after_it_fails,
+        an_acquisition_without_memory_at_any_allocation_leaves_nothing,
+        an_acquisition_without_memory_for_its_registration_leaves_nothing,
+        an_acquisition_without_descriptors_leaves_nothing,
+        an_acquisition_with_any_system_call_failing_leaves_nothing,
+        an_acquisition_of_a_cancelled_thread_is_not_made,
+    };
+    const suite_group group = {"each acquisition", ACQUISITIONS, each, sizeof each / sizeof *each};
+    return suite_run_groups("file_acquisition", &group, 1);
 }

@@ -403,26 +403,24 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("file_replace");
-    TCase *replacing = tcase_create("replacement");
-    tcase_set_timeout(replacing, SUITE_SECONDS);
+    const TTest *const both[] = {
+        before_commit_the_old_content_is_there_and_after_it_the_new,
+        without_a_commit_nothing_is_left_of_the_new_file,
+        a_second_end_and_reserved_words_are_misuse,
+        a_new_file_gets_the_mode_that_the_umask_leaves,
+        an_existing_files_mode_is_kept_unless_another_is_asked_for,
+        the_mode_is_that_of_the_file_at_the_moment_it_is_replaced,
+        owner_and_group_are_kept_where_that_is_allowed,
+        a_symbolic_link_is_followed_and_the_file_at_its_end_replaced,
+        a_symbolic_link_is_refused_where_that_is_asked_for,
+        what_is_no_regular_file_is_refused_by_name,
+        an_exclusive_one_never_replaces_a_file,
+        an_exclusive_one_notices_a_file_made_meanwhile,
+        the_directory_may_be_renamed_meanwhile,
+        a_directory_that_may_not_be_written_is_noticed_at_the_beginning,
+        a_directory_that_may_not_be_listed_is_good_enough,
+    };
     /* 0: the new file has no name until it is published; 1: the file system has no such files. */
-#define ADD(test) tcase_add_loop_test(replacing, test, 0, 2)
-    ADD(before_commit_the_old_content_is_there_and_after_it_the_new);
-    ADD(without_a_commit_nothing_is_left_of_the_new_file);
-    ADD(a_second_end_and_reserved_words_are_misuse);
-    ADD(a_new_file_gets_the_mode_that_the_umask_leaves);
-    ADD(an_existing_files_mode_is_kept_unless_another_is_asked_for);
-    ADD(the_mode_is_that_of_the_file_at_the_moment_it_is_replaced);
-    ADD(owner_and_group_are_kept_where_that_is_allowed);
-    ADD(a_symbolic_link_is_followed_and_the_file_at_its_end_replaced);
-    ADD(a_symbolic_link_is_refused_where_that_is_asked_for);
-    ADD(what_is_no_regular_file_is_refused_by_name);
-    ADD(an_exclusive_one_never_replaces_a_file);
-    ADD(an_exclusive_one_notices_a_file_made_meanwhile);
-    ADD(the_directory_may_be_renamed_meanwhile);
-    ADD(a_directory_that_may_not_be_written_is_noticed_at_the_beginning);
-    ADD(a_directory_that_may_not_be_listed_is_good_enough);
-    suite_add_tcase(suite, replacing);
-    return suite_finish(suite);
+    const suite_group group = {"without a name, with one", 2, both, sizeof both / sizeof *both};
+    return suite_run_groups("file_replace", &group, 1);
 }

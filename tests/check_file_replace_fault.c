@@ -467,24 +467,22 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("file_replace_fault");
-    TCase *replacing = tcase_create("replacement");
-    tcase_set_timeout(replacing, SUITE_SECONDS);
+    const TTest *const both[] = {
+        whatever_call_fails_it_is_the_old_content_or_the_new_as_told,
+        an_interrupted_call_is_made_again,
+        a_rename_whose_answer_is_lost_is_told_as_it_is,
+        a_full_disk_leaves_the_old_content_and_is_told,
+        a_file_size_limit_leaves_the_old_content_and_is_told,
+        nothing_is_published_after_a_cleanup_that_failed,
+        all_is_on_the_disk_before_the_name_leads_to_it_and_then_the_name,
+        without_proc_the_new_file_has_a_name_from_the_beginning,
+        nothing_is_published_by_a_cancelled_thread,
+        a_forked_child_leaves_the_replacement_to_its_parent,
+        a_writer_killed_at_any_call_leaves_the_old_content_or_the_new,
+        a_writer_terminated_at_any_call_leaves_no_temporary_file,
+        a_reader_never_sees_a_mixture_while_writers_are_killed,
+    };
     /* 0: the new file has no name until it is published; 1: the file system has no such files. */
-#define ADD(test) tcase_add_loop_test(replacing, test, 0, 2)
-    ADD(whatever_call_fails_it_is_the_old_content_or_the_new_as_told);
-    ADD(an_interrupted_call_is_made_again);
-    ADD(a_rename_whose_answer_is_lost_is_told_as_it_is);
-    ADD(a_full_disk_leaves_the_old_content_and_is_told);
-    ADD(a_file_size_limit_leaves_the_old_content_and_is_told);
-    ADD(nothing_is_published_after_a_cleanup_that_failed);
-    ADD(all_is_on_the_disk_before_the_name_leads_to_it_and_then_the_name);
-    ADD(without_proc_the_new_file_has_a_name_from_the_beginning);
-    ADD(nothing_is_published_by_a_cancelled_thread);
-    ADD(a_forked_child_leaves_the_replacement_to_its_parent);
-    ADD(a_writer_killed_at_any_call_leaves_the_old_content_or_the_new);
-    ADD(a_writer_terminated_at_any_call_leaves_no_temporary_file);
-    ADD(a_reader_never_sees_a_mixture_while_writers_are_killed);
-    suite_add_tcase(suite, replacing);
-    return suite_finish(suite);
+    const suite_group group = {"without a name, with one", 2, both, sizeof both / sizeof *both};
+    return suite_run_groups("file_replace_fault", &group, 1);
 }

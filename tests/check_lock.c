@@ -364,10 +364,6 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("lock");
-    TCase *each = tcase_create("each lock"), *some = tcase_create("some locks");
-    tcase_set_timeout(each, SUITE_SECONDS);
-    tcase_set_timeout(some, SUITE_SECONDS);
     const TTest *const for_each[] = {
         a_lock_is_never_held_after_a_panic,
         a_lock_is_given_back_early_and_only_once,
@@ -380,12 +376,13 @@ int main(void)
         a_wait_that_can_never_be_right_is_misuse,
         a_held_lock_says_which_it_is,
     };
-    for (size_t i = 0; i < sizeof for_each / sizeof *for_each; i++) {
-        tcase_add_loop_test(each, for_each[i], 0, LOCKS);
-    }
-    tcase_add_test(some, a_semaphore_is_given_back_by_any_thread);
-    tcase_add_test(some, many_threads_exclude_each_other_through_panics);
-    suite_add_tcase(suite, each);
-    suite_add_tcase(suite, some);
-    return suite_finish(suite);
+    const TTest *const once[] = {
+        a_semaphore_is_given_back_by_any_thread,
+        many_threads_exclude_each_other_through_panics,
+    };
+    const suite_group groups[] = {
+        {"each lock", LOCKS, for_each, sizeof for_each / sizeof *for_each},
+        {"some locks", 1, once, sizeof once / sizeof *once},
+    };
+    return suite_run_groups("lock", groups, sizeof groups / sizeof *groups);
 }

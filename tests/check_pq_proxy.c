@@ -284,17 +284,24 @@ int main(void)
         fprintf(stderr, "no server; run by tests/with-postgres\n");
         return 77;
     }
-    TCase *tcase = tcase_create("proxy");
-    tcase_set_timeout(tcase, SUITE_SECONDS);
-    tcase_add_loop_test(tcase, libpq_works_through_it, 0, 2);
-    tcase_add_loop_test(tcase, a_cancel_request_is_a_further_connection, 0, 2);
-    tcase_add_loop_test(tcase, a_commit_cut_at_any_byte_is_done_only_when_its_last_byte_has_passed, 0, 8);
-    tcase_add_loop_test(tcase, a_commit_whose_answer_is_cut_at_any_byte_is_done, 0, 4);
-    tcase_add_loop_test(tcase, a_commit_that_is_held_arrives_late, 0, 2);
-    tcase_add_loop_test(tcase, a_server_that_is_not_told_keeps_the_transaction, 0, 2);
-    tcase_add_loop_test(tcase, a_stopped_answer_is_a_server_that_hangs, 0, 2);
-    tcase_add_loop_test(tcase, a_proxy_that_refuses_is_a_server_that_is_away, 0, 2);
-    Suite *suite = suite_create("pq_proxy");
-    suite_add_tcase(suite, tcase);
-    return suite_finish(suite);
+    const TTest *const both[] = {
+        libpq_works_through_it,
+        a_cancel_request_is_a_further_connection,
+        a_commit_that_is_held_arrives_late,
+        a_server_that_is_not_told_keeps_the_transaction,
+        a_stopped_answer_is_a_server_that_hangs,
+        a_proxy_that_refuses_is_a_server_that_is_away,
+    };
+    const TTest *const four[] = {
+        a_commit_whose_answer_is_cut_at_any_byte_is_done,
+    };
+    const TTest *const eight[] = {
+        a_commit_cut_at_any_byte_is_done_only_when_its_last_byte_has_passed,
+    };
+    const suite_group groups[] = {
+        {"TCP, Unix", 2, both, sizeof both / sizeof *both},
+        {"TCP, Unix; FIN, RST", 4, four, sizeof four / sizeof *four},
+        {"TCP, Unix; FIN, RST; drained, not", 8, eight, sizeof eight / sizeof *eight},
+    };
+    return suite_run_groups("pq_proxy", groups, sizeof groups / sizeof *groups);
 }

@@ -335,7 +335,7 @@ int main(void)
     const TTest *const ways[] = {
         large_amounts_pass_unchanged,
     };
-    const rig_group groups[] = {
+    const suite_group groups[] = {
         {"once", 1, once, sizeof once / sizeof *once},
         {"TCP, Unix", 2, both, sizeof both / sizeof *both},
         {"TCP, Unix; either way", 4, ways, sizeof ways / sizeof *ways},

@@ -265,7 +265,7 @@ int main(void)
     const TTest *const eight[] = {
         drained_cut_to_client_brings_the_server_what_the_client_had_sent,
     };
-    const rig_group groups[] = {
+    const suite_group groups[] = {
         {"once", 1, once, sizeof once / sizeof *once},
         {"TCP, Unix; FIN, RST", RIG_CASES, ends, sizeof ends / sizeof *ends},
         {"TCP, Unix; FIN, RST; drained, not", 2 * RIG_CASES, eight, sizeof eight / sizeof *eight},

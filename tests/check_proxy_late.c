@@ -155,7 +155,7 @@ int main(void)
     const TTest *const ends[] = {
         held_bytes_arrive_late_after_the_client_was_cut_off,
     };
-    const rig_group groups[] = {
+    const suite_group groups[] = {
         {"once", 1, once, sizeof once / sizeof *once},
         {"TCP, Unix", 2, both, sizeof both / sizeof *both},
         {"TCP, Unix; FIN, RST", RIG_CASES, ends, sizeof ends / sizeof *ends},

@@ -222,22 +222,13 @@ static void remove_folder(void)
     }
 }
 
-int rig_run(const char *name, const rig_group *groups, size_t count)
+int rig_run(const char *name, const suite_group *groups, size_t count)
 {
     if (mkdtemp(folder) == NULL) {
         perror(folder);
         return EXIT_FAILURE;
     }
-    Suite *suite = suite_create(name);
-    for (size_t g = 0; g < count; g++) {
-        TCase *tcase = tcase_create(groups[g].group);
-        tcase_set_timeout(tcase, SUITE_SECONDS);
-        for (size_t i = 0; i < groups[g].count; i++) {
-            tcase_add_loop_test(tcase, groups[g].tests[i], 0, groups[g].times);
-        }
-        suite_add_tcase(suite, tcase);
-    }
-    int status = suite_finish(suite);
+    int status = suite_run_groups(name, groups, count);
     remove_folder();
     return status;
 }

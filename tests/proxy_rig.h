@@ -87,15 +87,7 @@ enum {
 bool rig_local(int i);
 unsigned rig_how(int i);
 
-/* Some tests, each run so many times with _i from 0. */
-typedef struct {
-    const char *group;
-    int times;
-    const TTest *const *tests;
-    size_t count;
-} rig_group;
-
-/* Returns the exit status for main. Makes and removes the folder of the Unix sockets. */
-int rig_run(const char *name, const rig_group *groups, size_t count);
+/* suite_run_groups; makes and removes the folder of the Unix sockets. */
+int rig_run(const char *name, const suite_group *groups, size_t count);
 
 #endif

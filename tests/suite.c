@@ -87,8 +87,22 @@ int64_t now_ms(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-int suite_finish(Suite *suite)
+static int run_groups(const char *name, const suite_group *groups, size_t count, void (*before)(void))
 {
+    Suite *suite = suite_create(name);
+    for (size_t g = 0; g < count; g++) {
+        TCase *cases = tcase_create(groups[g].name);
+        tcase_set_timeout(cases, SUITE_SECONDS);
+        for (size_t i = 0; i < groups[g].count; i++) {
+            if (groups[g].tests[i] != NULL) {
+                tcase_add_loop_test(cases, groups[g].tests[i], 0, groups[g].times);
+            }
+        }
+        if (before != NULL) {
+            tcase_add_checked_fixture(cases, before, NULL);
+        }
+        suite_add_tcase(suite, cases);
+    }
     SRunner *runner = srunner_create(suite);
     srunner_set_fork_status(runner, CK_FORK);
     srunner_run_all(runner, CK_ENV);
@@ -104,17 +118,10 @@ int suite_run(const char *name, const TTest *const *tests, size_t count)
 
 int suite_run_after(const char *name, const TTest *const *tests, size_t count, void (*before)(void))
 {
-    Suite *suite = suite_create(name);
-    TCase *cases = tcase_create(name);
-    tcase_set_timeout(cases, SUITE_SECONDS);
-    for (size_t i = 0; i < count; i++) {
-        if (tests[i] != NULL) {
-            tcase_add_test(cases, tests[i]);
-        }
-    }
-    if (before != NULL) {
-        tcase_add_checked_fixture(cases, before, NULL);
-    }
-    suite_add_tcase(suite, cases);
-    return suite_finish(suite);
+    return run_groups(name, &(suite_group){name, 1, tests, count}, 1, before);
+}
+
+int suite_run_groups(const char *name, const suite_group *groups, size_t count)
+{
+    return run_groups(name, groups, count, NULL);
 }

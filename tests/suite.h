@@ -22,8 +22,15 @@ int suite_run(const char *name, const TTest *const *tests, size_t count);
 /* The same; each test calls `before`, which may fail it, in its own process first. */
 int suite_run_after(const char *name, const TTest *const *tests, size_t count, void (*before)(void));
 
-/* For a program that puts its cases together itself, for loop tests: runs them, frees the suite and returns the exit status. */
-int suite_finish(Suite *suite);
+/* Tests that are run so many times: their _i is 0, 1, .... */
+typedef struct suite_group {
+    const char *name;
+    int times;
+    const TTest *const *tests;
+    size_t count;
+} suite_group;
+
+int suite_run_groups(const char *name, const suite_group *groups, size_t count);
 
 /* Room for valgrind: alone, a test takes milliseconds. */
 #define SUITE_SECONDS 60
