@@ -15,21 +15,24 @@
 #define CHUNK_BYTES (8 * 1024 * 1024) /* of the file at most, but for the last row: it is held in memory */
 
 /*
- * Rows in a chunk, without --batch. One worker has large ones: a COPY has a cost of its own, some 2 ms of the server's (the slots of its
- * buffer; each row of a key is locked anew), and between two chunks the server has nothing to do for 1 to 2 ms. The server's processor time
- * for 231,083 flights by rows in a transaction, least of 6 in one session, ms: 2,563 (10,000), 2,537 (20,000), 2,520 (30,000), 2,513 (50,000),
- * 2,509 (all). With one bad row in a hundred, the loader's: 1 (10,000), 0.92 (50,000), 0.94 (100,000), 0.91 (all). What a kill loses
- * grows with it, here to a second's work, and hence the limit.
+ * Rows in a chunk, without --batch: as many as CHUNK_SECONDS take by the pace of the last one, which is also what a kill loses. Large ones are
+ * better: a COPY has a cost of its own, some 2 ms of the server's (the slots of its buffer; each row of a key is locked anew), and between
+ * two chunks the server has nothing to do for 1 to 2 ms. The server's processor time for 231,083 flights by rows in a transaction, least of
+ * 6 in one session, ms: 2,563 (10,000), 2,537 (20,000), 2,520 (30,000), 2,513 (50,000), 2,509 (all). With one bad row in a hundred, the
+ * loader's: 1 (10,000), 0.92 (50,000), 0.94 (100,000), 0.91 (all).
  *
  * Several workers begin with large ones, each half of a worker's even share of what is left, and end together with small ones. Two with
  * the flights: 0.92 of the time with 10,000 each, 0.95 of the server's processor time (median of 7 pairs on a busy machine).
  *
  * Where rows are checked late, bad ones are found by trying suspects with each other, which takes the square of their number: 100,000 rows
- * with 100 orphans took 2.0 s by 10,000 and 4.2 s by 50,000. Into a table that refers to itself bad rows are found by halving.
+ * with 100 orphans took 2.0 s by 10,000 and 4.2 s by 50,000. Into a table that refers to itself bad rows are found by halving. There, and
+ * as long as no chunk was loaded, there are CHUNK_ROWS.
  */
+#define CHUNK_SECONDS 1.0
+#define CHUNK_ROWS 10000
 #define CHUNK_ROWS_MOST 100000
-#define CHUNK_ROWS_LEAST 2500
-#define CHUNK_ROWS_LATE 10000
+#define CHUNK_ROWS_SHARED 2500 /* at least, of several workers */
+#define CHUNK_ROWS_SLOW 100    /* at least */
 
 /* One column of the chunks that are cut, as an array of SQL's. */
 typedef struct cut_column {
@@ -49,24 +52,32 @@ static const char *cut_column_end(cut_column *column)
     return column->text;
 }
 
-/* What a chunk may have: at least as many rows, then as many bytes, and never more rows than most. */
+/* What a chunk has: at least as many rows, then as many bytes, and never more rows than most. */
 typedef struct chunk_limit {
     uint64_t least;
     uint64_t bytes;
     uint64_t most;
 } chunk_limit;
 
+/* So many rows as a transaction of CHUNK_SECONDS takes, by what the last chunk took. */
+static uint64_t rows_by_pace(const pq_worker *w)
+{
+    double rows = w->pace * CHUNK_SECONDS;
+    if (w->pace == 0 || w->target->refers_to_itself || w->target->is_checked_late) {
+        return CHUNK_ROWS;
+    }
+    return rows > CHUNK_ROWS_MOST ? CHUNK_ROWS_MOST : rows < CHUNK_ROWS_SLOW ? CHUNK_ROWS_SLOW : (uint64_t)rows;
+}
+
 static chunk_limit limit_of(const pq_worker *w, uint64_t begin)
 {
     const load_options *o = w->load->options;
     uint64_t left = source_size(w->source) > begin ? source_size(w->source) - begin : 0;
-    if (o->batch != 0) {
-        return (chunk_limit){o->batch, 0, o->batch};
+    uint64_t rows = o->batch != 0 ? o->batch : rows_by_pace(w);
+    if (o->batch != 0 || o->workers == 1 || rows <= CHUNK_ROWS_SHARED) {
+        return (chunk_limit){rows, 0, rows};
     }
-    if (w->target->refers_to_itself || w->target->is_checked_late) {
-        return (chunk_limit){CHUNK_ROWS_LATE, 0, CHUNK_ROWS_LATE};
-    }
-    return (chunk_limit){CHUNK_ROWS_LEAST, o->workers == 1 ? left : left / (2 * o->workers), CHUNK_ROWS_MOST};
+    return (chunk_limit){CHUNK_ROWS_SHARED, left / (2 * o->workers), rows};
 }
 
 /* Moves the cutter to the end of a chunk: 1, or 0 at the end of the file. */
@@ -84,7 +95,7 @@ static int cut_chunk(pq_worker *w)
     return rows > 0;
 }
 
-/* Finds up to `most` chunks behind `begin`, or fewer where these are large: the scan takes a few milliseconds at most. */
+/* Finds up to `most` chunks behind `begin`, or fewer where these are large. */
 static void scan(pq_worker *w, load_position begin, uint64_t most)
 {
     pq_cuts cuts = {.begin = begin};
@@ -105,12 +116,13 @@ static void scan(pq_worker *w, load_position begin, uint64_t most)
 void pq_cut_look_ahead(pq_worker *w)
 {
     load_position end = reader_tell(w->reader);
-    if (w->chunk.number == w->chunks_seen && !w->cut_to_end && w->ahead.begin.offset != end.offset) {
+    int knows_size = w->pace > 0 || w->load->options->batch != 0;
+    if (knows_size && w->chunk.number == w->chunks_seen && !w->cut_to_end && w->ahead.begin.offset != end.offset) {
         scan(w, end, PQ_CUT_CHUNKS);
     }
 }
 
-/* At first few, so that the workers soon have a chunk. */
+/* One chunk for each worker where nothing was found ahead: the server waits for the scan. */
 static void cut(pq_worker *w, guard_pq *pq, const PGresult *file)
 {
     GUARD_AUTO(s);
@@ -122,7 +134,7 @@ static void cut(pq_worker *w, guard_pq *pq, const PGresult *file)
     uint64_t workers = w->load->options->workers;
     load_position begin = {pq_value(file, 0, 0), pq_value(file, 0, 1)};
     if (w->ahead.begin.offset != begin.offset || w->ahead.begin.line != begin.line) {
-        scan(w, begin, chunks == 0 && workers < PQ_CUT_CHUNKS ? workers : PQ_CUT_CHUNKS);
+        scan(w, begin, workers < PQ_CUT_CHUNKS ? workers : PQ_CUT_CHUNKS);
     }
     for (size_t i = 0; i < w->ahead.count; i++) {
         cut_column_add(&number, ++chunks);

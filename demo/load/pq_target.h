@@ -168,6 +168,7 @@ typedef struct pq_worker {
     pq_chunk chunk;
     pq_rejects rejects; /* of the try under way */
     uint64_t loaded;    /* in the try under way */
+    double pace;        /* rows in a second, of the last chunk; 0: there was none */
     uint64_t chunks_seen;
     int cut_to_end; /* these are all of the file */
     pq_cuts ahead;  /* what was found and may not be told yet */

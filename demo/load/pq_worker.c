@@ -28,6 +28,7 @@
 
 #include <guard/guard_file.h>
 
+#include "clock.h"
 #include "progress.h"
 #include "stop.h"
 
@@ -249,6 +250,7 @@ static void load_chunk(guard_tx *tx, void *arg)
     pq_worker *w = arg;
     guard_pq *pq = guard_pq_of(tx);
     GUARD_AUTO(s);
+    double began = clock_seconds();
     w->rejects = (pq_rejects){.scope = s};
     w->claimed = claim(w, pq);
     if (!w->claimed) {
@@ -258,6 +260,7 @@ static void load_chunk(guard_tx *tx, void *arg)
     save_rejects(w);
     finish_chunk(w, pq);
     source_check_unchanged(w->source);
+    w->pace = (double)w->chunk.read / (clock_seconds() - began + 1e-6);
 }
 
 /* ------------------------------------------------------------------------------------------------ waiting -- */
