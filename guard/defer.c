@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * defer.c: registrations that the inline path in guard.h does not make.
+ * defer.c: registrations that the inline path in guard_inline.h does not make.
  *
  * Whatever is wrong, the function or the release runs before the panic: a caller that acquired a resource never has to
  * release it because its registration failed. What guard_reserve puts aside hangs on the scope's own list, out of reach of other scopes, and

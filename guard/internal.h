@@ -273,7 +273,7 @@ static inline guard_pool *guard_scope_pool(guard_stack *stack, guard_scope *scop
 /* ---------------------------------------------------------------------------------------------- counting -- */
 
 /* The slots of guard_impl_counts that are the core's. Slot 0 is that of a counter that counts nothing. */
-/* USDT probes, see SERVICE.md. GUARD_IMPL_PROBE_DEFER is in guard.h. */
+/* USDT probes, see SERVICE.md. GUARD_IMPL_PROBE_DEFER is in guard_inline.h. */
 #ifdef GUARD_WITH_PROBES
 #define PROBE_PANIC(error, place)                                                         \
     do {                                                                                  \

@@ -21,7 +21,7 @@
  * found and the panic goes straight to its border. Elsewhere, and under ThreadSanitizer, which must see every jump,
  * the close calls setjmp.
  *
- * A scope with one record, plain or a kind, is closed in its own function (guard_impl_leave in guard.h): then the frame is that of the function the
+ * A scope with one record, plain or a kind, is closed in its own function (guard_impl_leave in guard_inline.h): then the frame is that of the function the
  * scope lies in. Either frame calls through guard_impl_call: were fn's body inlined, or fn known not to return, there would be no call
  * in that frame to return from.
  *
