@@ -10,8 +10,7 @@
 
 static NOINLINE void scope_defer_turn(uint64_t *sum)
 {
-    GUARD_AUTO(s);
-    guard_defer(s, bench_add, sum);
+    GUARD_DEFER(bench_add, sum);
 }
 
 static uint64_t scope_defer(uint64_t count)
@@ -83,8 +82,7 @@ static uint64_t scope_ten(uint64_t count)
 
 static void run_ok_body(void *sum)
 {
-    GUARD_AUTO(s);
-    guard_defer(s, bench_add, sum);
+    GUARD_DEFER(bench_add, sum);
 }
 
 static uint64_t run_ok(uint64_t count)
@@ -102,8 +100,7 @@ static uint64_t run_ok(uint64_t count)
 /* Both rows of panics add the code that the border returns, so that each was raised and caught. */
 static void panic_1_body(void *sum)
 {
-    GUARD_AUTO(s);
-    guard_defer(s, bench_add, sum);
+    GUARD_DEFER(bench_add, sum);
     guard_panic(7, "boom");
 }
 

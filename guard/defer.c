@@ -10,6 +10,8 @@
 
 #include "internal.h"
 
+static const char NO_STACK[] = "out of memory for the thread's guard stack";
+static const char NO_FUNCTION[] = "there is no function";
 static const guard_ticket no_ticket = {NULL, 0, 0};
 
 /* ------------------------------------------------------------------------------------------- refusals -- */
@@ -105,7 +107,7 @@ static guard_stack *defer_stack(const guard_place *place, defer_work *work)
 {
     guard_stack *stack = guard_stack_make();
     if (stack == NULL) {
-        defer_refuse_memory(place, "out of memory for the thread's guard stack", work);
+        defer_refuse_memory(place, NO_STACK, work);
     }
     defer_raise_held(stack, work);
     return stack;
@@ -131,13 +133,30 @@ static guard_ticket defer_link(guard_scope *scope, guard_impl_record *record, co
     return (guard_ticket){record, record->generation, guard_scope_is_owner(scope)};
 }
 
+/* NULL where there is no memory. A panic that is held waits: what GUARD_DEFER is to release has been acquired. */
+guard_impl_stack_t *guard_impl_single_stack(void)
+{
+    guard_stack *stack = guard_stack_make();
+    return stack != NULL ? &stack->hot : NULL;
+}
+
+void guard_impl_single_refuse(guard_fn *fn, void *arg, const guard_place *place)
+{
+    defer_refuse_memory(place, NO_STACK, &(defer_work){fn, NULL, arg, 0});
+}
+
+void guard_impl_single_misuse(const guard_place *place)
+{
+    (void)defer_misuse(place, GUARD_MISUSE_ARGUMENT, NO_FUNCTION, &(defer_work){.flags = 0});
+}
+
 guard_ticket guard_impl_defer_slow(guard_scope *scope, guard_fn *fn, const void *action, void *arg, uint32_t flags,
                                    const guard_place *place)
 {
     defer_work work = {fn, action, arg, flags};
     guard_stack *stack = defer_stack(place, &work);
     if (fn == NULL && action == NULL) {
-        return defer_misuse(place, GUARD_MISUSE_ARGUMENT, "there is no function", &work);
+        return defer_misuse(place, GUARD_MISUSE_ARGUMENT, NO_FUNCTION, &work);
     }
     if ((flags & GUARD_IMPL_WHEN) == GUARD_IMPL_WHEN) {
         return defer_misuse(place, GUARD_MISUSE_ARGUMENT, "that is not a guard_when", &work);
@@ -206,8 +225,7 @@ guard_ticket guard_impl_defer_copy(guard_scope *scope, guard_fn *fn, const void 
     }
     guard_stack *stack = defer_stack(place, &work);
     if (work.fn == NULL) {
-        return defer_misuse(place, GUARD_MISUSE_ARGUMENT, fn != NULL ? "a copy of nothing" : "there is no function",
-                            &work);
+        return defer_misuse(place, GUARD_MISUSE_ARGUMENT, fn != NULL ? "a copy of nothing" : NO_FUNCTION, &work);
     }
     int code;
     const char *objection = guard_scope_objection(stack, scope, &code);

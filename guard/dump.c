@@ -96,7 +96,9 @@ static uint32_t answer_stack(const guard_stack *stack, uint32_t count, dump_mess
 {
     const uint32_t hidden = GUARD_IMPL_DEAD | GUARD_IMPL_RESERVED | GUARD_IMPL_INERT | GUARD_IMPL_INHERITED;
     for (guard_walk walk = guard_walk_open(stack); walk.scope != NULL; guard_walk_next(stack, &walk)) {
-        for (const guard_impl_record *record = walk.scope->head; record != NULL; record = record->next) {
+        guard_impl_record room;
+        const guard_impl_record *record = guard_scope_first(walk.scope, &room);
+        for (; record != NULL; record = record->next) {
             if ((record->flags & hidden) == 0 && count++ < GUARD_DUMP_RECORDS) {
                 answer_record(message, record);
             }

@@ -187,7 +187,8 @@ static void report_held(void *memory)
         return;
     }
     for (guard_walk walk = guard_walk_open(stack); walk.scope != NULL; guard_walk_next(stack, &walk)) {
-        const guard_impl_record *record = walk.scope->head;
+        guard_impl_record room;
+        const guard_impl_record *record = guard_scope_first(walk.scope, &room);
         for (; record != NULL && count < FATAL_HELD_COUNTED; record = record->next) {
             if (record->flags & (GUARD_IMPL_DEAD | GUARD_IMPL_RESERVED)) {
                 continue;

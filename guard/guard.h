@@ -294,6 +294,21 @@ struct guard_scope {
          name != NULL; name = NULL)
 
 /*
+ * GUARD_DEFER(fn, arg); runs fn(arg) at the end of the enclosing block: a scope with this one deferred function, Go's `defer fn(arg)`. All that
+ * is said of GUARD_AUTO and guard_defer holds for it, but:
+ *
+ *   - the scope has no name, so that nothing else can be registered on it, and there is no ticket to dismiss or release it by;
+ *   - a panic that is held is not raised here but by the next call: what fn is to release has been acquired already;
+ *   - what it needs lies in the frame. It takes no memory (but for a thread's first use, as any scope) and little more than half the time of
+ *     GUARD_AUTO with a guard_defer. Where a foreign jump (longjmp) passes the frame, fn is not run and no report can say so.
+ *
+ *     int descriptor = open(path, O_RDONLY);
+ *     ...
+ *     GUARD_DEFER(close_it, &descriptor);
+ */
+#define GUARD_DEFER(fn, arg) GUARD_IMPL_SINGLE(GUARD_IMPL_PASTE(guard_single_, __COUNTER__), fn, arg)
+
+/*
  * The same as functions, for compilers without the cleanup attribute: opens *scope, which the caller allocates and which
  * becomes the innermost scope of this thread. Panics with GUARD_MEMORY when the thread's first use finds no memory.
  */

@@ -56,6 +56,7 @@ _Static_assert(sizeof(guard_impl_record) <= 48, "a record is at most 48 bytes");
 #define SCOPE_MASKED 16U     /* guard_mask */
 #define SCOPE_DEADLINE 32U   /* its deadline is set */
 #define SCOPE_COUNTED 64U    /* its sweep and reserved are set */
+#define SCOPE_SINGLE GUARD_IMPL_SCOPE_SINGLE
 _Static_assert((SCOPE_FAILED | SCOPE_LEAVING | SCOPE_CLOSING | SCOPE_UNWINDING) == GUARD_IMPL_SCOPE_ENDED,
                "what an inline close leaves to the slow one");
 
@@ -205,9 +206,48 @@ static inline bool guard_scope_is_sound(const guard_stack *stack, const guard_sc
     return scope != NULL && (scope->stack == &stack->hot || scope->stack == &guard_owner_mark);
 }
 
+static inline guard_impl_record *guard_single_of(const guard_scope *scope)
+{
+    return &((guard_impl_single *)(uintptr_t)scope)->record;
+}
+
+/*
+ * Makes the function of a GUARD_DEFER a record on its scope's list, for who runs it or marks it. A frame that was passed by a foreign jump and
+ * written over in part may have none: then there is nothing to run. `flags` are the record's: GUARD_IMPL_IN_FRAME, or 0 where it is run at once and
+ * is given to no pool.
+ */
+static inline void guard_single_list(guard_scope *scope, uint32_t flags)
+{
+    guard_impl_record *record = guard_single_of(scope);
+    if (GUARD_IMPL_LIKELY(!(scope->flags & SCOPE_SINGLE))) {
+        return;
+    }
+    if (record->action.fn != NULL && record->place != NULL) {
+        record->next = NULL;
+        record->scope = scope;
+        record->flags = flags;
+        record->generation = 0;
+        __atomic_signal_fence(__ATOMIC_RELEASE);
+        scope->head = record;
+        __atomic_signal_fence(__ATOMIC_RELEASE);
+    }
+    scope->flags &= ~SCOPE_SINGLE;
+}
+
+/* The first record of a scope for who only reads, perhaps in a signal handler; that of a GUARD_DEFER is made in `room`. */
+static inline const guard_impl_record *guard_scope_first(const guard_scope *scope, guard_impl_record *room)
+{
+    if (!(scope->flags & SCOPE_SINGLE)) {
+        return scope->head;
+    }
+    const guard_impl_record *record = guard_single_of(scope);
+    *room = (guard_impl_record){.action = record->action, .arg = record->arg, .place = record->place};
+    return room;
+}
+
 /*
  * What is asked besides before its records are run: the frame may have been written over in part. A scope's records are of its
- * stack's pool.
+ * stack's pool, or beside it.
  */
 static inline bool guard_scope_can_run(const guard_stack *stack, const guard_scope *scope)
 {
@@ -219,7 +259,7 @@ static inline bool guard_scope_can_run(const guard_stack *stack, const guard_sco
     uintptr_t head = (uintptr_t)scope->head;
     return head - (uintptr_t)pool->first < pool->first_count * sizeof *pool->first || head == 0 ||
            (pool->chunks != NULL && head - (uintptr_t)pool->chunks->records < sizeof pool->chunks->records) ||
-           guard_scope_is_owner(scope) || guard_pool_holds(pool, scope->head);
+           guard_scope_is_owner(scope) || scope->head == guard_single_of(scope) || guard_pool_holds(pool, scope->head);
 }
 
 /*

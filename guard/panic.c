@@ -96,6 +96,7 @@ static inline __attribute__((always_inline)) void panic_run_scopes(guard_stack *
                                                                    const guard_scope *end, bool is_noted)
 {
     const guard_scope *inner = NULL;
+    guard_impl_record *nobody = NULL; /* whom the record of a GUARD_DEFER is given to */
     while (stack->hot.top != end) {
         guard_scope *scope = stack->hot.top;
         if (GUARD_IMPL_UNLIKELY(!guard_scope_can_run(stack, scope))) {
@@ -107,8 +108,12 @@ static inline __attribute__((always_inline)) void panic_run_scopes(guard_stack *
         uint32_t count = 0;
         inner = scope;
         panic->scope = scope;
-        scope->flags |= SCOPE_CLOSING | SCOPE_UNWINDING;
         guard_impl_record **free_list = guard_scope_pool(stack, scope)->free;
+        if (scope->flags & SCOPE_SINGLE) {
+            guard_single_list(scope, 0);
+            free_list = &nobody;
+        }
+        scope->flags |= SCOPE_CLOSING | SCOPE_UNWINDING;
         for (guard_impl_record *record; (record = scope->head) != NULL; count++) {
             if (is_noted) {
                 guard_ran_note(panic->ran, record);

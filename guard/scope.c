@@ -91,6 +91,14 @@ static void record_give_reserved(guard_pool *pool, guard_scope *scope, guard_imp
     scope->reserved = 0;
 }
 
+/* A record that may be a frame's. */
+static void record_give(guard_pool *pool, guard_impl_record *record)
+{
+    if (!(record->flags & GUARD_IMPL_IN_FRAME)) {
+        guard_pool_give(pool, record);
+    }
+}
+
 void guard_record_run_other(guard_stack *stack, guard_scope *scope, guard_recovery *panic, bool failed)
 {
     guard_pool *pool = guard_scope_pool(stack, scope);
@@ -105,7 +113,7 @@ void guard_record_run_other(guard_stack *stack, guard_scope *scope, guard_recove
         record_give_reserved(pool, scope, record);
     } else if (flags & GUARD_IMPL_INHERITED) {
         guard_impl_record copy = *record;
-        guard_pool_give(pool, record);
+        record_give(pool, record);
         guard_inherited_run(pool, &copy);
     } else if (!guard_record_is_due(flags, failed)) {
         guard_record_drop(pool, record);
@@ -122,7 +130,7 @@ void guard_record_run_other(guard_stack *stack, guard_scope *scope, guard_recove
         guard_fn *fn = record->action.fn;
         void *arg = record->arg;
         GUARD_IMPL_PROBE_DEFER(fn, arg, record->place);
-        guard_pool_give(pool, record);
+        record_give(pool, record);
         guard_word_add(&stack->hot.ran, 1);
         fn(arg);
     }

@@ -116,6 +116,31 @@ START_TEST(an_exception_does_not_lose_a_defer_that_panics_meanwhile)
 }
 END_TEST
 
+START_TEST(an_exception_runs_a_guard_defer_and_one_out_of_it_goes_on)
+{
+    auto thrower = +[](void *) { throw std::runtime_error("from a defer"); };
+    std::string what;
+    try {
+        GUARD_DEFER(trace_run, text("outer"));
+        try {
+            GUARD_DEFER(trace_run, text("inner"));
+            throw std::runtime_error("thrown");
+        } catch (const std::exception &) {
+            trace_add("caught");
+        }
+        GUARD_DEFER(thrower, nullptr);
+    } catch (const std::exception &e) {
+        what = e.what();
+    }
+    ck_assert_str_eq(what.c_str(), "from a defer");
+    trace_expect("run inner, caught, run outer");
+    /* The stack is whole. */
+    GUARD_DEFER(trace_run, text("last"));
+    ck_assert_int_eq(guard_run(panic_inside, nullptr, nullptr), 5);
+    trace_expect("run panicked");
+}
+END_TEST
+
 START_TEST(a_panic_is_contained_inside_an_exceptions_handler)
 {
     try {
@@ -175,6 +200,7 @@ int main()
         an_exception_does_not_lose_a_defer_that_panics_meanwhile,
         a_panic_is_contained_inside_an_exceptions_handler,
         an_exception_out_of_a_deferred_function_runs_the_rest,
+        an_exception_runs_a_guard_defer_and_one_out_of_it_goes_on,
         a_deadline_and_a_mask_end_with_a_scope_that_an_exception_leaves,
     };
     return suite_run("cxx", tests, sizeof tests / sizeof *tests);

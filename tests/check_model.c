@@ -39,6 +39,7 @@ static library_ticket tickets[MODEL_MOST];
 static int ticket_count;
 
 static void library_body(const model_node *node);
+static void library_function(const model_node *node);
 
 GUARD_NORETURN static void library_fail(const model_node *node)
 {
@@ -57,7 +58,7 @@ static void library_run(const model_node *node)
         library_fail(node);
     default:
         model_trace_add(&trace, "begin %d", node->id);
-        library_body(node);
+        library_function(node);
         model_trace_add(&trace, "end %d", node->id);
     }
 }
@@ -98,13 +99,46 @@ static void library_owner_release(void *owner)
 
 static const guard_kind library_owner_kind = {.name = "owner", .release = library_owner_release};
 
+/*
+ * The scopes of GUARD_DEFER, which have no name: the last ones opened. The stack grows downwards, so that what lies at or below a scope that is
+ * opened now is gone.
+ */
+static const guard_scope *singles[MODEL_MOST];
+static int single_count;
+
+static void library_opened(void)
+{
+    while (single_count > 0 && (uintptr_t)singles[single_count - 1] <= (uintptr_t)hot->top) {
+        single_count--;
+    }
+}
+
+static bool library_is_single(const guard_scope *scope)
+{
+    for (int i = 0; i < single_count; i++) {
+        if (singles[i] == scope) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The next one from `scope` on that has a name. */
+static const guard_scope *library_named(const guard_scope *scope)
+{
+    while (scope != base && library_is_single(scope)) {
+        scope = scope->outer;
+    }
+    return scope;
+}
+
 /* Open scopes from the innermost outwards (an owner that is being closed is one), then the owners that are not being closed. */
 static guard_scope *library_container(unsigned choice, int *owner)
 {
     unsigned scopes = 0;
     unsigned living = 0;
     const guard_scope *scope;
-    for (scope = hot->top; scope != base; scope = scope->outer) {
+    for (scope = library_named(hot->top); scope != base; scope = library_named(scope->outer)) {
         scopes++;
     }
     for (int i = 0; i < owner_count; i++) {
@@ -113,8 +147,8 @@ static guard_scope *library_container(unsigned choice, int *owner)
     *owner = -1;
     choice %= scopes + living;
     if (choice < scopes) {
-        for (scope = hot->top; choice > 0; choice--) {
-            scope = scope->outer;
+        for (scope = library_named(hot->top); choice > 0; choice--) {
+            scope = library_named(scope->outer);
         }
         for (int i = 0; i < owner_count; i++) {
             if (owners[i].closing && scope == (const guard_scope *)owners[i].owner) {
@@ -215,12 +249,22 @@ static void library_scope(const model_node *node)
 {
     GUARD_AUTO(s);
     (void)s;
+    library_opened();
+    library_body(node);
+}
+
+static void library_single(const model_node *node)
+{
+    GUARD_DEFER(library_deferred, (void *)(uintptr_t)node);
+    library_opened();
+    singles[single_count++] = hot->top;
     library_body(node);
 }
 
 static void library_block(const model_node *node)
 {
     GUARD_SCOPE (s) {
+        library_opened();
         library_body(node);
     }
 }
@@ -229,6 +273,7 @@ static void library_explicit(const model_node *node)
 {
     guard_scope s;
     guard_scope_open(&s);
+    library_opened();
     library_body(node);
     guard_scope_close(&s);
 }
@@ -279,6 +324,9 @@ static void library_op(const model_node *node)
     case OP_EXPLICIT:
         library_explicit(node);
         break;
+    case OP_SINGLE:
+        library_single(node);
+        break;
     case OP_BORDER:
         library_border_end(guard_run(library_border_body, (void *)(uintptr_t)node, &error), &error);
         break;
@@ -310,7 +358,15 @@ static void library_op(const model_node *node)
 
 static void library_body(const model_node *node)
 {
-    for (int i = 0; i < node->count; i++) {
+    for (int i = 0; i < model_body_count(node); i++) {
+        library_op(node->children[i]);
+    }
+}
+
+/* The body of a deferred function. */
+static void library_function(const model_node *node)
+{
+    for (int i = node->op == OP_SINGLE ? model_body_count(node) : 0; i < node->count; i++) {
         library_op(node->children[i]);
     }
 }
@@ -318,7 +374,7 @@ static void library_body(const model_node *node)
 static void library_program(const model_node *program)
 {
     model_trace_clear(&trace);
-    codes = owner_count = ticket_count = 0;
+    codes = owner_count = ticket_count = single_count = 0;
     hot = guard_impl_stack;
     base = hot->top;
     guard_error error;
@@ -332,8 +388,8 @@ static void library_program(const model_node *program)
 static void print_program(const model_node *node, int depth)
 {
     static const char *const ops[] = {
-        "GUARD_AUTO", "GUARD_SCOPE", "guard_scope_open", "guard_run", "GUARD_TRY", "defer",   "owner",
-        "panic",      "raise held",  "guard_fail",       "reserve",   "release",   "dismiss", "move"};
+        "GUARD_AUTO", "GUARD_SCOPE", "guard_scope_open", "GUARD_DEFER", "guard_run", "GUARD_TRY", "defer", "owner",
+        "panic",      "raise held",  "guard_fail",       "reserve",     "release",   "dismiss",   "move"};
     static const char *const forms[] = {"plain", "on failure", "on success", "kind",
                                         "copy",  "big copy",   "recover",    "see"};
     static const char *const acts[] = {"notes", "fails", "body"};

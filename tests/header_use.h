@@ -81,6 +81,7 @@ void header_use(int which)
                                     NULL,    {NULL, NULL}};
     guard_error error;
 
+    GUARD_DEFER(header_use_release, &which);
     GUARD_AUTO(outer);
     GUARD_SCOPE (inner) {
         GUARD_SCOPE (innermost) {

@@ -53,8 +53,8 @@ static unsigned random_below(unsigned limit)
 static model_op random_op(int depth)
 {
     static const model_op inner[] = {
-        OP_SCOPE, OP_SCOPE,      OP_BLOCK,   OP_EXPLICIT, OP_BORDER,  OP_TRY,   OP_DEFER,
-        OP_DEFER, OP_DEFER,      OP_DEFER,   OP_DEFER,    OP_OWNER,   OP_PANIC, OP_PANIC,
+        OP_SCOPE, OP_SCOPE,      OP_BLOCK,   OP_EXPLICIT, OP_SINGLE,  OP_SINGLE, OP_BORDER, OP_TRY,
+        OP_DEFER, OP_DEFER,      OP_DEFER,   OP_DEFER,    OP_DEFER,   OP_OWNER,  OP_PANIC,  OP_PANIC,
         OP_FAIL,  OP_RAISE_HELD, OP_RESERVE, OP_RELEASE,  OP_DISMISS, OP_MOVE,
     };
     static const model_op leaves[] = {OP_DEFER, OP_DEFER,   OP_PANIC,   OP_RAISE_HELD,
@@ -82,6 +82,9 @@ static const model_node *random_node(int depth)
     node->form = (model_form)random_below(FORM_SEE + 1);
     node->act = (model_act)random_below(ACT_BODY + 1);
     node->choice = random_below(1000);
+    if (node->op == OP_SINGLE) {
+        node->form = FORM_PLAIN;
+    }
     node->count = 0;
     bool has_body = node->op <= OP_TRY ||
                     (node->op == OP_DEFER && (node->form >= FORM_RECOVER || node->act == ACT_BODY));
@@ -89,6 +92,11 @@ static const model_node *random_node(int depth)
         random_children(node, depth);
     }
     return node;
+}
+
+int model_body_count(const model_node *node)
+{
+    return node->op == OP_SINGLE && node->act == ACT_BODY && node->count > 0 ? node->count - 1 : node->count;
 }
 
 static model_node *fixed_node(model_op op, model_node *parent)
@@ -151,6 +159,7 @@ struct container {
     bool failed;
     bool is_owner;
     bool is_closing;
+    bool is_single; /* has no name: nothing is registered on it */
 };
 
 #define CONTAINERS 512
@@ -162,11 +171,13 @@ static container *open_scopes[CONTAINERS];
 static int open_count;
 static record records[MODEL_MOST];
 static int record_count;
+static record singles[CONTAINERS]; /* by their container; they have no ticket */
 static int codes;
 static bool is_held;
 static error held;
 
 static status run_body(const model_node *node, error *e);
+static status run_function(const model_node *node, error *e);
 
 static void attach(error *to, const error *later, guard_relation relation)
 {
@@ -208,20 +219,27 @@ static container *container_new(bool is_owner)
     made->failed = false;
     made->is_owner = is_owner;
     made->is_closing = false;
+    made->is_single = false;
     return made;
 }
 
 static container *container_of(unsigned choice)
 {
     unsigned living = 0;
+    unsigned named = 0;
     for (int i = 0; i < container_count; i++) {
         living += containers[i].is_owner && !containers[i].is_closing;
     }
-    choice %= (unsigned)open_count + living;
-    if (choice < (unsigned)open_count) {
-        return open_scopes[open_count - 1 - (int)choice];
+    for (int i = 0; i < open_count; i++) {
+        named += !open_scopes[i]->is_single;
     }
-    choice -= (unsigned)open_count;
+    choice %= named + living;
+    for (int i = open_count - 1; choice < named && i >= 0; i--) {
+        if (!open_scopes[i]->is_single && choice-- == 0) {
+            return open_scopes[i];
+        }
+    }
+    choice -= named;
     for (int i = 0;; i++) {
         if (containers[i].is_owner && !containers[i].is_closing && choice-- == 0) {
             return &containers[i];
@@ -298,7 +316,7 @@ static status run_record(const record *r, const error *panic, bool *recovered, e
         return run_panic(node, e);
     }
     model_trace_add(trace, "begin %d", node->id);
-    status end = run_body(node, e);
+    status end = run_function(node, e);
     if (end == NORMAL) {
         model_trace_add(trace, "end %d", node->id);
     }
@@ -428,6 +446,12 @@ static status run_scope(const model_node *node, error *e)
 {
     container *scope = container_new(false);
     open_scopes[open_count++] = scope;
+    if (node->op == OP_SINGLE) {
+        record *r = &singles[scope - containers];
+        *r = (record){.node = node};
+        put(scope, r);
+        scope->is_single = true;
+    }
     status end = run_body(node, e);
     if (end != NORMAL) {
         return close_unwinding(scope, end, e);
@@ -507,7 +531,7 @@ static status run_op(const model_node *node, error *e)
     if (node->op >= OP_RELEASE) {
         return run_ticket(node, e);
     }
-    if (take_held(e)) {
+    if (node->op != OP_SINGLE && take_held(e)) {
         if (node->op == OP_DEFER) {
             run_refused(node, e);
         }
@@ -517,6 +541,7 @@ static status run_op(const model_node *node, error *e)
     case OP_SCOPE:
     case OP_BLOCK:
     case OP_EXPLICIT:
+    case OP_SINGLE:
         return run_scope(node, e);
     case OP_BORDER:
     case OP_TRY:
@@ -539,15 +564,26 @@ static status run_op(const model_node *node, error *e)
     return NORMAL;
 }
 
-static status run_body(const model_node *node, error *e)
+static status run_children(const model_node *node, int from, int to, error *e)
 {
-    for (int i = 0; i < node->count; i++) {
+    for (int i = from; i < to; i++) {
         status end = run_op(node->children[i], e);
         if (end != NORMAL) {
             return end;
         }
     }
     return NORMAL;
+}
+
+static status run_body(const model_node *node, error *e)
+{
+    return run_children(node, 0, model_body_count(node), e);
+}
+
+/* The body of a deferred function. */
+static status run_function(const model_node *node, error *e)
+{
+    return run_children(node, node->op == OP_SINGLE ? model_body_count(node) : 0, node->count, e);
 }
 
 void model_run(const model_node *program, model_trace *to)

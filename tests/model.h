@@ -12,6 +12,7 @@ typedef enum model_op {
     OP_SCOPE,    /* GUARD_AUTO, its body is the children */
     OP_BLOCK,    /* GUARD_SCOPE */
     OP_EXPLICIT, /* guard_scope_open, guard_scope_close */
+    OP_SINGLE,   /* GUARD_DEFER; where its function has a body (ACT_BODY), that is the last child */
     OP_BORDER,   /* guard_run */
     OP_TRY,      /* GUARD_TRY */
     OP_DEFER,    /* on the container that `choice` names */
@@ -59,6 +60,9 @@ typedef struct model_trace {
 
 void model_trace_clear(model_trace *trace);
 void model_trace_add(model_trace *trace, const char *format, ...) GUARD_PRINTF(2, 3);
+
+/* How many of the children are the node's own body: for OP_SINGLE the last may be its function's. */
+int model_body_count(const model_node *node);
 
 /* The program of a seed; valid until the next call. */
 const model_node *model_program(unsigned long seed);
