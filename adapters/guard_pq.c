@@ -39,6 +39,10 @@ static int is_begin(const char *tag)
  */
 static void watch_begin(guard_pq_transaction *t)
 {
+    if (t->begin == GUARD_PQ_SENT) {
+        t->begin = GUARD_PQ_BEGUN; /* our own */
+        return;
+    }
     if (!t->warned && t->ended != GUARD_OPEN) {
         t->ended = t->unwarned && !t->over ? GUARD_OPEN : t->ended;
         t->over = 1;
@@ -384,7 +388,7 @@ int guard_pq_disown_in_child(guard_pq *pq)
     return 1;
 }
 
-void guard_pq_enter(guard_pq *pq, const guard_pq_flight *flight, const guard_place *place)
+void guard_pq_check(guard_pq *pq, const guard_pq_flight *flight, const guard_place *place)
 {
     guard_raise_held();
     if (GUARD_IMPL_UNLIKELY(pq == NULL)) {
@@ -407,6 +411,14 @@ void guard_pq_enter(guard_pq *pq, const guard_pq_flight *flight, const guard_pla
                          pq->flight != NULL ? kinds[pq->flight->kind] : "pipeline of another kind");
     }
     guard_impl_checkpoint(place);
+}
+
+void guard_pq_enter(guard_pq *pq, const guard_pq_flight *flight, const guard_place *place)
+{
+    guard_pq_check(pq, flight, place);
+    if (guard_pq_is_unsent(pq)) {
+        guard_pq_begin_or_panic(pq, place);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------ opening -- */
@@ -539,6 +551,10 @@ void guard_pq_close(guard_pq *pq)
 
 PGconn *guard_pq_raw(guard_pq *pq)
 {
+    /* What the program runs on it from now on is in the transaction. */
+    if (guard_pq_is_unsent(pq) && pq->pid == guard_pq_process()) {
+        guard_pq_begin_or_panic(pq, GUARD_HERE);
+    }
     if (pq->conn != NULL && !pq->watched && !watch_connection(pq)) {
         guard_panic_in(GUARD_MEMORY, ENOMEM, "out of memory for looking after the program's own use of a connection");
     }
@@ -565,43 +581,4 @@ int64_t guard_pq_changes(guard_pq *pq)
 const char *guard_pq_error_context(guard_pq *pq)
 {
     return pq->context;
-}
-
-/* As libpq marks them: "*" is a password, "D" is for libpq's own debugging. */
-size_t guard_pq_conninfo(guard_pq *pq, char *text, size_t size)
-{
-    size_t length = 0;
-    PQconninfoOption *options = pq->conn != NULL ? PQconninfo(pq->conn) : NULL;
-    if (size > 0) {
-        text[0] = '\0';
-    }
-    for (PQconninfoOption *o = options; o != NULL && o->keyword != NULL; o++) {
-        if (o->val == NULL || o->val[0] == '\0' || o->dispchar[0] != '\0') {
-            continue;
-        }
-        int n = snprintf(length < size ? text + length : NULL, length < size ? size - length : 0, "%s%s='",
-                         length > 0 ? " " : "", o->keyword);
-        length += n > 0 ? (size_t)n : 0;
-        for (const char *from = o->val;; from++) {
-            char c = *from == '\0' ? '\'' : *from;
-            if (*from == '\'' || *from == '\\') {
-                if (length + 1 < size) {
-                    text[length] = '\\';
-                }
-                length++;
-            }
-            if (length + 1 < size) {
-                text[length] = c;
-            }
-            length++;
-            if (*from == '\0') {
-                break;
-            }
-        }
-        if (size > 0) {
-            text[length < size ? length : size - 1] = '\0';
-        }
-    }
-    PQconninfoFree(options);
-    return length;
 }

@@ -3,6 +3,8 @@
  * guard_pq_commit.c: COMMIT, and what its answer, or the lack of one, means.
  *
  *     open --in flight--------------------------------------------------------> OPEN: refused, nothing sent
+ *      |  \--BEGIN refused with the first statement (guard_pq_begin.c)---------> ROLLED_BACK: nothing was run
+ *      |  \--BEGIN still to be sent, so that nothing was run-------------------> COMMITTED: nothing sent (PREPARED: all of it)
  *      |  \--aborted, or known to be dead-------------------------------------> ROLLED_BACK: COMMIT is not sent
  *      '--COMMIT sent--tag COMMIT---------------------------------------------> COMMITTED, whatever comes after it
  *                    |--tag ROLLBACK, or an ERROR and the server is there-----> ROLLED_BACK
@@ -342,6 +344,16 @@ static guard_outcome died_before(guard_pq *pq, guard_result *result)
     return rolled_back(result, &error);
 }
 
+/* A transaction in which nothing was run. PREPARE TRANSACTION leaves something all the same. */
+static guard_outcome commit_unsent(guard_pq *pq, guard_result *result)
+{
+    guard_error error;
+    if (pq->t.prepare_as == NULL) {
+        return GUARD_COMMITTED;
+    }
+    return guard_pq_begin_now(pq, &error) == 0 ? commit_open(pq, result) : rolled_back(result, &error);
+}
+
 static guard_outcome commit(guard_pq *pq, guard_result *result)
 {
     switch (guard_pq_status(pq)) {
@@ -350,7 +362,8 @@ static guard_outcome commit(guard_pq *pq, guard_result *result)
                : pq->t.may_be_over ? guard_pq_lost_elsewhere(pq, result)
                                    : died_before(pq, result);
     case GUARD_TX_IDLE:
-        return guard_pq_told_elsewhere(pq, result);
+        return pq->t.begin == GUARD_PQ_UNBEGUN ? rolled_back(result, &pq->t.error)
+                                               : guard_pq_told_elsewhere(pq, result);
     default:
         break;
     }
@@ -364,6 +377,9 @@ static guard_outcome commit(guard_pq *pq, guard_result *result)
     if (PQtransactionStatus(pq->conn) == PQTRANS_INERROR) {
         take_back(pq);
         return swallowed(pq, result);
+    }
+    if (guard_pq_is_unsent(pq)) {
+        return commit_unsent(pq, result);
     }
     return commit_open(pq, result);
 }

@@ -254,3 +254,44 @@ PGconn *guard_pq_connect(guard_pq_keywords *keywords, guard_pq_deadline deadline
     }
     return conn;
 }
+
+/* ------------------------------------------------------------------------------------------------ telling -- */
+
+/* As libpq marks them: "*" is a password, "D" is for libpq's own debugging. */
+size_t guard_pq_conninfo(guard_pq *pq, char *text, size_t size)
+{
+    size_t length = 0;
+    PQconninfoOption *options = pq->conn != NULL ? PQconninfo(pq->conn) : NULL;
+    if (size > 0) {
+        text[0] = '\0';
+    }
+    for (PQconninfoOption *o = options; o != NULL && o->keyword != NULL; o++) {
+        if (o->val == NULL || o->val[0] == '\0' || o->dispchar[0] != '\0') {
+            continue;
+        }
+        int n = snprintf(length < size ? text + length : NULL, length < size ? size - length : 0, "%s%s='",
+                         length > 0 ? " " : "", o->keyword);
+        length += n > 0 ? (size_t)n : 0;
+        for (const char *from = o->val;; from++) {
+            char c = *from == '\0' ? '\'' : *from;
+            if (*from == '\'' || *from == '\\') {
+                if (length + 1 < size) {
+                    text[length] = '\\';
+                }
+                length++;
+            }
+            if (length + 1 < size) {
+                text[length] = c;
+            }
+            length++;
+            if (*from == '\0') {
+                break;
+            }
+        }
+        if (size > 0) {
+            text[length < size ? length : size - 1] = '\0';
+        }
+    }
+    PQconninfoFree(options);
+    return length;
+}

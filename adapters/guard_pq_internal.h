@@ -83,11 +83,22 @@ typedef struct guard_pq_flight {
     int64_t since; /* guard_dump_clock */
 } guard_pq_flight;
 
+/* Whether the transaction under way was begun, see guard_pq_begin.c. */
+typedef enum guard_pq_begin_state {
+    GUARD_PQ_BEGUN,  /* or none is under way */
+    GUARD_PQ_UNSENT, /* BEGIN goes with what is sent next */
+    GUARD_PQ_SENT,   /* its answer was not read yet */
+    GUARD_PQ_UNBEGUN /* it was refused */
+} guard_pq_begin_state;
+
 /* The transaction under way, from begin (or the first savepoint in a caller's own) to its end. */
 typedef struct guard_pq_transaction {
     int32_t commit_ms, resolve_ms, rollback_ms;
     int marker; /* the one in force: NONE, STATUS, ROW or PROBE */
     int read_only;
+    int32_t isolation, durable;
+    uint32_t flags;
+    guard_pq_begin_state begin;
     const char *probe, *probe_key, *prepare_as;
     uint64_t lock;   /* PROBE: the advisory lock's key */
     int wanted;      /* the marker that was asked for, also where read_only made it NONE */
@@ -152,7 +163,8 @@ struct guard_pq {
     guard_pq_session marks;
     guard_pq_home home;
     int home_known;
-    int prepared_end; /* a prepared statement may end a transaction */
+    int prepared_end;  /* a prepared statement may end a transaction */
+    int prepared_else; /* a prepared statement is none of rows, see guard_pq_sql_is_of_rows */
     int64_t changes;
     char context[256]; /* of the latest error */
     /* of a pool */
@@ -178,7 +190,11 @@ int guard_pq_end_session(guard_pq *pq, guard_error *error);
 /* In a forked child: its copy of the socket leads nowhere from now on. 1 in a child, 0 in the process that opened it. */
 int guard_pq_disown_in_child(guard_pq *pq);
 
-/* What every public call that talks to the server begins with; panics. `flight` is the one that may be under way, or NULL. */
+/*
+ * What every public call that talks to the server begins with; panics. `flight` is the one that may be under way, or NULL. Afterwards BEGIN
+ * was sent; guard_pq_check leaves that to the caller.
+ */
+void guard_pq_check(guard_pq *pq, const guard_pq_flight *flight, const guard_place *place);
 void guard_pq_enter(guard_pq *pq, const guard_pq_flight *flight, const guard_place *place);
 
 /* Around all use of libpq: no thread cancellation inside libpq, and no call of it that waits by itself. */
@@ -269,7 +285,9 @@ void guard_pq_count_changes(guard_pq *pq, const PGresult *result);
  * one, or nothing that the server takes, so that its first word is enough. `execute`: EXECUTE may run what ends it.
  */
 int guard_pq_sql_may_end(const char *sql, int backslashes, int one_statement, int execute);
-/* The same of what is sent on a connection. */
+/* 1 when the text is one of the statements that read and write rows and nothing else: no COPY, no end of a transaction. */
+int guard_pq_sql_is_of_rows(const char *sql);
+/* guard_pq_sql_may_end of what is sent on a connection. */
 int guard_pq_may_end(guard_pq *pq, const char *sql, int one_statement);
 extern const guard_kind guard_pq_result_kind;
 
@@ -363,6 +381,23 @@ guard_outcome guard_pq_lost_elsewhere(guard_pq *pq, guard_result *result);
 guard_outcome guard_pq_told_elsewhere(guard_pq *pq, guard_result *result);
 /* Forgets what was remembered of a transaction. */
 void guard_pq_transaction_clear(guard_pq *pq);
+/* The same, and then remembers the options (NULL: defaults). */
+void guard_pq_transaction_set(guard_pq *pq, const guard_pq_tx_options *options);
+
+/* ----------------------------------------------------------------------------------------------------- begin -- */
+
+int guard_pq_begin_driver(void *connection, const void *options, guard_error *error);
+/* BEGIN is still to be sent, and what is sent next must not go without it. */
+static inline int guard_pq_is_unsent(const guard_pq *pq)
+{
+    return GUARD_IMPL_UNLIKELY(pq->t.begin == GUARD_PQ_UNSENT) && pq->session.tx != NULL;
+}
+/* Sends it and waits: 0, or the error's code, and the transaction is UNBEGUN, or the connection lost. */
+int guard_pq_begin_now(guard_pq *pq, guard_error *error);
+void guard_pq_begin_or_panic(guard_pq *pq, const guard_place *place);
+/* Opens a message with it, *statements long: 1, or 0 as guard_pq_message_open. The message's answer read, settle is told how it was. */
+int guard_pq_begin_open(guard_pq *pq, unsigned *statements);
+void guard_pq_begin_settle(guard_pq *pq, int code, const guard_error *error);
 
 /* 'text', for SQL; 0 when it does not fit. Single quotes and, as E'', backslashes are doubled. */
 int guard_pq_literal(char *to, size_t size, const char *text);

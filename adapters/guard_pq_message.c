@@ -53,9 +53,22 @@ static int is_between(guard_pq *pq, PGresult **result)
     return status == PGRES_PIPELINE_ABORTED;
 }
 
+/*
+ * libpq 15 that has no memory for the sync's result has read it, and waits for it for ever. It has cleared its error's text before.
+ */
+static int is_sync_lost(guard_pq *pq)
+{
+    return PQisBusy(pq->conn) && PQerrorMessage(pq->conn)[0] != '\0';
+}
+
 int guard_pq_next(guard_pq *pq, guard_pq_deadline deadline, PGresult **result)
 {
     do {
+        if (GUARD_IMPL_UNLIKELY(pq->message == 1) && is_sync_lost(pq)) {
+            guard_pq_cut(pq);
+            *result = NULL;
+            return 1;
+        }
         if (!guard_pq_await_answer(pq, deadline)) {
             *result = NULL;
             return 0;

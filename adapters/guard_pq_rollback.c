@@ -4,6 +4,7 @@
  *
  *     anything --quiesce--> at rest, in a transaction --ROLLBACK, agreed--> idle
  *        |                  \-at rest, in none: what was in flight has ended it, and its answer says how
+ *        |--BEGIN still to be sent, or refused--> nothing is sent
  *        \---deadline, or dead---> socket shut: the server rolls back when it sees that. COMMIT was not sent, so that is certain.
  */
 #include "guard_pq_internal.h"
@@ -97,6 +98,9 @@ guard_outcome guard_pq_rollback(void *connection, guard_result *result)
 {
     guard_pq *pq = connection;
     guard_pq_call call;
+    if (guard_pq_is_unsent(pq) || (pq->session.tx != NULL && pq->t.begin == GUARD_PQ_UNBEGUN)) {
+        return GUARD_ROLLED_BACK; /* the server knows nothing of it */
+    }
     if (guard_pq_status(pq) == GUARD_TX_IDLE) {
         return guard_pq_told_elsewhere(pq, result);
     }

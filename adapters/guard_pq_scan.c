@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * guard_pq_scan.c: whether a text of SQL may end the transaction by itself: one of its statements begins with COMMIT, END or PREPARE
- * TRANSACTION, or with EXECUTE where one of these was prepared. It is asked only when the answer to the text was lost, so that the library does not know what the server did.
+ * guard_pq_scan.c: what a text of SQL may do.
+ *
+ * Whether it may end the transaction by itself: one of its statements begins with COMMIT, END or PREPARE TRANSACTION, or with EXECUTE where
+ * one of these was prepared. It is asked only when the answer to the text was lost, so that the library does not know what the server did.
+ *
+ * Whether it only reads and writes rows, by its first word: then it may share BEGIN's message.
  *
  * Quoted text, comments and dollar-quoted bodies are passed over as the server does
  * (https://www.postgresql.org/docs/15/sql-syntax-lexical.html), as END is an ordinary word in them.
@@ -133,6 +137,29 @@ int guard_pq_sql_may_end(const char *sql, int backslashes, int one_statement, in
         } else {
             first = *sql == ';' || (first && isspace((unsigned char)*sql));
             sql++;
+        }
+    }
+    return 0;
+}
+
+int guard_pq_sql_is_of_rows(const char *sql)
+{
+    static const char *const words[] = {"select", "insert", "update", "delete", "merge", "with", "values"};
+    for (;;) {
+        if (sql[0] == '-' && sql[1] == '-') {
+            sql += strcspn(sql, "\n");
+        } else if (sql[0] == '/' && sql[1] == '*') {
+            sql = skip_comment(sql);
+        } else if (isspace((unsigned char)*sql)) {
+            sql++;
+        } else {
+            break;
+        }
+    }
+    size_t length = word_length(sql);
+    for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
+        if (is_word(sql, length, words[i])) {
+            return 1;
         }
     }
     return 0;

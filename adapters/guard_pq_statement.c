@@ -99,7 +99,7 @@ int guard_pq_collect(guard_pq *pq, int32_t ms, PGresult **kept, guard_error *err
             break;
         }
     }
-    if (code == 0 && (last == NULL || PQstatus(pq->conn) == CONNECTION_BAD)) {
+    if (code == 0 && (last == NULL || pq->cut || PQstatus(pq->conn) == CONNECTION_BAD)) {
         /* libpq had nothing to give, or not all: it is the connection, or memory. */
         code = guard_pq_error_conn(pq->conn, error, "reading the answer");
     }
@@ -225,27 +225,79 @@ int guard_pq_may_end(guard_pq *pq, const char *sql, int one_statement)
 /* The answer is lost: remembers whether the request may have ended the transaction. */
 static void remember_lost(guard_pq *pq, const request *r)
 {
-    if (pq->session.tx != NULL && pq->conn != NULL && guard_pq_status(pq) == GUARD_TX_LOST) {
+    if (pq->session.tx != NULL && pq->t.begin != GUARD_PQ_UNBEGUN && pq->conn != NULL &&
+        guard_pq_status(pq) == GUARD_TX_LOST) {
         pq->t.may_be_over |= r->sql != NULL ? guard_pq_may_end(pq, r->sql, r->params != NULL) : pq->prepared_end;
     }
+}
+
+static int run_alone(guard_pq *pq, const request *r, PGresult **result, guard_error *error)
+{
+    return send_request(pq, r) ? guard_pq_collect(pq, pq->options.statement_ms, result, error)
+                               : guard_pq_error_conn(pq->conn, error, "sending a statement");
+}
+
+/* What libpq refuses by itself, so that this leaves nothing half queued behind BEGIN. */
+static int is_sendable(const guard_pq_params *p)
+{
+    int lengths = p->formats == NULL || p->lengths != NULL;
+    for (int i = 0; i < p->count && !lengths; i++) {
+        if (p->formats[i] != 0 && p->values != NULL && p->values[i] != NULL) {
+            return 0;
+        }
+    }
+    return p->count >= 0 && p->count <= 65535;
+}
+
+static int may_share(const guard_pq *pq, const request *r)
+{
+    if (r->params == NULL || !is_sendable(r->params)) {
+        return 0;
+    }
+    return r->name == NULL  ? guard_pq_sql_is_of_rows(r->sql)
+           : r->sql == NULL ? !pq->prepared_else && !pq->prepared_end
+                            : 0;
+}
+
+/* The first of a transaction whose BEGIN is not sent yet. */
+static int run_first(guard_pq *pq, const request *r, PGresult **result, guard_error *error)
+{
+    unsigned before;
+    int code;
+    if (!may_share(pq, r)) {
+        code = guard_pq_begin_now(pq, error);
+        return code != 0 ? code : run_alone(pq, r, result, error);
+    }
+    if (guard_pq_begin_open(pq, &before) && send_request(pq, r) && guard_pq_message_send(pq, before + 1)) {
+        code = guard_pq_collect(pq, pq->options.statement_ms, result, error);
+    } else {
+        code = guard_pq_error_conn(pq->conn, error, "sending BEGIN and a statement");
+        guard_pq_cut(pq);
+    }
+    guard_pq_begin_settle(pq, code, error);
+    return code;
+}
+
+static void remember_prepared(guard_pq *pq, const char *sql)
+{
+    pq->prepared_end |= guard_pq_may_end(pq, sql, 1);
+    pq->prepared_else |= !guard_pq_sql_is_of_rows(sql);
 }
 
 /* 0, or the error's code; *result only where it is wanted. */
 static int run(guard_pq *pq, const request *r, PGresult **result, guard_error *error)
 {
     guard_pq_call call;
-    int code;
     if (pq->conn == NULL || pq->cut) {
         return guard_pq_error_gone(error);
     }
     guard_pq_call_begin(pq, &call);
     pq->context[0] = '\0';
-    code = send_request(pq, r) ? guard_pq_collect(pq, pq->options.statement_ms, result, error)
-                               : guard_pq_error_conn(pq->conn, error, "sending a statement");
+    int code = guard_pq_is_unsent(pq) ? run_first(pq, r, result, error) : run_alone(pq, r, result, error);
     if (code != 0) {
         remember_lost(pq, r);
     } else if (r->name != NULL && r->sql != NULL) {
-        pq->prepared_end |= guard_pq_may_end(pq, r->sql, 1);
+        remember_prepared(pq, r->sql);
     }
     guard_pq_call_end(pq, &call);
     return code;
@@ -255,7 +307,7 @@ static PGresult *run_or_panic(guard_scope *scope, guard_pq *pq, const request *r
 {
     guard_error error;
     PGresult *result = NULL;
-    guard_pq_enter(pq, NULL, place);
+    guard_pq_check(pq, NULL, place);
     if (r->sql == NULL && r->name == NULL) {
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "the statement is NULL");
         return NULL;

@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * guard_pq_tx.c: PostgreSQL as a driver of guarded transactions (tx.h), but for the two ends, which have files of their own.
+ * guard_pq_tx.c: PostgreSQL as a driver of guarded transactions (tx.h), but for its begin and the two ends, which have files of their own.
  *
  * libpq is asked for the transaction's state (PQtransactionStatus, which is the server's own word in each ReadyForQuery), never a
- * flag of ours. What cannot be asked is remembered from the results that pass by (guard_pq.c): the error that aborted the
+ * flag of ours, but while BEGIN is still to be sent (guard_pq_begin.c). What cannot be asked is remembered from the results that pass by (guard_pq.c): the error that aborted the
  * transaction, and a COMMIT that was not ours.
  */
 #include "guard_pq_internal.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -21,8 +20,11 @@ guard_tx_status guard_pq_status(void *connection)
     if (pq->conn == NULL || pq->cut || PQstatus(pq->conn) == CONNECTION_BAD) {
         return GUARD_TX_LOST;
     }
-    if (pq->session.tx != NULL && pq->t.over) {
+    if (pq->session.tx != NULL && (pq->t.over || pq->t.begin == GUARD_PQ_UNBEGUN)) {
         return GUARD_TX_IDLE; /* COMMIT AND CHAIN, or COMMIT; BEGIN: what is open now is not ours */
+    }
+    if (guard_pq_is_unsent(pq)) {
+        return GUARD_TX_ACTIVE; /* whatever is run next is in it */
     }
     switch (PQtransactionStatus(pq->conn)) {
     case PQTRANS_IDLE:
@@ -36,17 +38,7 @@ guard_tx_status guard_pq_status(void *connection)
     }
 }
 
-void guard_pq_transaction_clear(guard_pq *pq)
-{
-    guard_pq_transaction *t = &pq->t;
-    t->has_error = 0;
-    t->retry = 0;
-    t->ended = GUARD_OPEN;
-    t->over = t->was_set = t->savepoints = t->may_be_over = t->warned = 0;
-    t->unwarned = pq->adopted;
-}
-
-/* ------------------------------------------------------------------------------------------------ begin -- */
+/* -------------------------------------------------------------------------------------------------- text -- */
 
 int guard_pq_literal(char *to, size_t size, const char *text)
 {
@@ -70,123 +62,6 @@ int guard_pq_literal(char *to, size_t size, const char *text)
     return 1;
 }
 
-static const guard_pq_tx_options no_options;
-
-/*
- * A server that is no standby never becomes one while its sessions live, so it is not asked again: the parameters are a list that libpq
- * searches. Behind a pooler, or where that is not known, the next transaction may be another server's.
- */
-static int is_standby(guard_pq *pq)
-{
-    if (pq->primary) {
-        return 0;
-    }
-    const char *standby = PQparameterStatus(pq->conn, "in_hot_standby");
-    pq->primary = standby != NULL && strcmp(standby, "off") == 0 && pq->pooler == GUARD_PQ_POOLER_NONE;
-    return standby != NULL && strcmp(standby, "on") == 0;
-}
-
-/* The server says on its own whether writing is possible (GUC_REPORT, from 14 on). */
-static int is_read_only(guard_pq *pq, const guard_pq_tx_options *o)
-{
-    if (o->flags & (GUARD_PQ_READ_ONLY | GUARD_PQ_READ_WRITE)) {
-        return (o->flags & GUARD_PQ_READ_ONLY) != 0;
-    }
-    const char *read_only = PQparameterStatus(pq->conn, "default_transaction_read_only");
-    return (read_only != NULL && strcmp(read_only, "on") == 0) || is_standby(pq);
-}
-
-static void set_transaction(guard_pq *pq, const guard_pq_tx_options *o)
-{
-    guard_pq_transaction *t = &pq->t;
-    guard_pq_transaction_clear(pq);
-    t->commit_ms = guard_pq_or(o->commit_ms, pq->options.commit_ms);
-    t->resolve_ms = guard_pq_or(o->resolve_ms, pq->options.resolve_ms);
-    t->rollback_ms = guard_pq_or(o->rollback_ms, pq->options.rollback_ms);
-    t->read_only = is_read_only(pq, o);
-    t->prepare_as = o->prepare_as;
-    t->probe = o->probe;
-    t->probe_key = o->probe_key;
-    t->marker = guard_pq_or(o->marker, o->probe != NULL ? GUARD_PQ_MARKER_PROBE : pq->options.marker);
-    t->wanted = t->marker;
-    if (t->read_only) {
-        t->marker = GUARD_PQ_MARKER_NONE;
-    }
-}
-
-static const char *begin_sql(guard_pq *pq, const guard_pq_tx_options *o, char *sql, size_t size)
-{
-    static const char *const levels[] = {"", " ISOLATION LEVEL READ COMMITTED", " ISOLATION LEVEL REPEATABLE READ",
-                                         " ISOLATION LEVEL SERIALIZABLE"};
-    if ((o->isolation | (int)o->flags | o->tx.durable) == 0 && pq->t.marker != GUARD_PQ_MARKER_PROBE) {
-        return "BEGIN";
-    }
-    int length = snprintf(sql, size, "BEGIN%s%s%s", levels[o->isolation],
-                          o->flags & GUARD_PQ_READ_ONLY    ? " READ ONLY"
-                          : o->flags & GUARD_PQ_READ_WRITE ? " READ WRITE"
-                                                           : "",
-                          o->flags & GUARD_PQ_DEFERRABLE ? " DEFERRABLE" : "");
-    if (o->tx.durable) {
-        length += snprintf(sql + length, size - (size_t)length,
-                           "; SELECT set_config('synchronous_commit', 'on', true) "
-                           "WHERE current_setting('synchronous_commit') = 'off'");
-    }
-    if (pq->t.marker == GUARD_PQ_MARKER_PROBE) {
-        snprintf(sql + length, size - (size_t)length, "; SELECT pg_advisory_xact_lock(%lld)", (long long)pq->t.lock);
-    }
-    return sql;
-}
-
-/* What has to be there before BEGIN, so that COMMIT can be resolved. */
-static int begin_marker(guard_pq *pq, guard_error *error)
-{
-    int code = 0;
-    if (pq->t.wanted != GUARD_PQ_MARKER_NONE || pq->t.prepare_as != NULL) {
-        code = guard_pq_home_check(pq, error);
-    }
-    if (code == 0 && pq->t.marker == GUARD_PQ_MARKER_ROW) {
-        code = guard_pq_marks_check(pq, error);
-        code = code != 0 ? code : guard_pq_marks_begin(pq, error);
-    } else if (code == 0 && pq->t.wanted == GUARD_PQ_MARKER_PROBE &&
-               !guard_pq_random(&pq->t.lock, sizeof(pq->t.lock))) {
-        guard_error_set(error, GUARD_OS, errno, "no random bytes for the lock of a probe");
-        code = error->code;
-    }
-    return code;
-}
-
-static int begin(guard_pq *pq, const guard_pq_tx_options *o, guard_error *error)
-{
-    char sql[GUARD_PQ_SQL_MAX];
-    /* That it has died since is for BEGIN to find out: nothing is lost with it. */
-    if (guard_pq_status(pq) == GUARD_TX_LOST) {
-        return guard_pq_error_gone(error);
-    }
-    set_transaction(pq, o);
-    int code = begin_marker(pq, error);
-    if (code != 0) {
-        return code;
-    }
-    code = guard_pq_query(pq, begin_sql(pq, o, sql, sizeof(sql)), pq->options.statement_ms, NULL, error);
-    /* By our own BEGIN it was not; but a standby that was promoted says so with its answer, so that what we knew was of before. */
-    pq->t.was_set = pq->t.read_only && !is_read_only(pq, o);
-    if (code != 0 && PQtransactionStatus(pq->conn) != PQTRANS_IDLE) {
-        guard_error later;
-        guard_pq_roll_back(pq, "ROLLBACK", guard_pq_in(pq->t.rollback_ms), &later);
-    }
-    return code;
-}
-
-static int driver_begin(void *connection, const void *options, guard_error *error)
-{
-    guard_pq *pq = connection;
-    guard_pq_call call;
-    guard_pq_call_begin(pq, &call);
-    int code = begin(pq, options != NULL ? options : &no_options, error);
-    guard_pq_call_end(pq, &call);
-    return code;
-}
-
 /* --------------------------------------------------------------------------------------------- savepoints -- */
 
 #define SAVEPOINT_SQL_MAX 320 /* a name of 63 quotes, doubled and quoted, twice */
@@ -197,13 +72,14 @@ static int driver_savepoint(void *connection, const guard_tx_savepoint *savepoin
     guard_pq_call call;
     char sql[SAVEPOINT_SQL_MAX];
     if (savepoint->level == 1 && savepoint->in_foreign) {
-        set_transaction(pq, &no_options); /* the caller's own: it is not ours to commit */
+        guard_pq_transaction_set(pq, NULL); /* the caller's own: it is not ours to commit */
         pq->t.marker = pq->t.wanted = GUARD_PQ_MARKER_NONE;
     }
     pq->t.savepoints = 1;
     snprintf(sql, sizeof(sql), "SAVEPOINT %s", savepoint->name);
     guard_pq_call_begin(pq, &call);
-    int code = guard_pq_query(pq, sql, pq->options.statement_ms, NULL, error);
+    int code = guard_pq_is_unsent(pq) ? guard_pq_begin_now(pq, error) : 0;
+    code = code != 0 ? code : guard_pq_query(pq, sql, pq->options.statement_ms, NULL, error);
     guard_pq_call_end(pq, &call);
     return code;
 }
@@ -299,7 +175,7 @@ static size_t driver_describe(const void *connection, char *text, size_t size)
 const guard_tx_driver guard_pq_driver = {
     .name = "PostgreSQL",
     .status = guard_pq_status,
-    .begin = driver_begin,
+    .begin = guard_pq_begin_driver,
     .commit = guard_pq_commit,
     .rollback = guard_pq_rollback,
     .savepoint = driver_savepoint,
@@ -332,7 +208,8 @@ static int check(guard_pq *pq, const guard_pq_tx_options *o, const guard_place *
     }
     int probe = guard_pq_or(o->marker, o->probe != NULL ? GUARD_PQ_MARKER_PROBE : 0) == GUARD_PQ_MARKER_PROBE;
     if (reserved != 0 || o->isolation < GUARD_PQ_ISOLATION_DEFAULT || o->isolation > GUARD_PQ_SERIALIZABLE ||
-        (o->flags & ~(GUARD_PQ_READ_ONLY | GUARD_PQ_READ_WRITE | GUARD_PQ_DEFERRABLE)) != 0 ||
+        (o->flags & ~(GUARD_PQ_READ_ONLY | GUARD_PQ_READ_WRITE | GUARD_PQ_DEFERRABLE | GUARD_PQ_BEGIN_WITH_FIRST)) !=
+            0 ||
         (o->flags & GUARD_PQ_READ_ONLY && o->flags & GUARD_PQ_READ_WRITE) || o->marker < GUARD_PQ_MARKER_NONE ||
         o->marker > GUARD_PQ_MARKER_PROBE || o->commit_ms < -1 || o->resolve_ms < -1 || o->rollback_ms < -1 ||
         probe != (o->probe != NULL) || (o->prepare_as != NULL && strnlen(o->prepare_as, 200) == 200)) {

@@ -23,11 +23,14 @@ static void insert_one(guard_pq *pq, uint64_t i)
     guard_pq_exec_prepared(s, pq, "insert", &params);
 }
 
+/* A turn is one statement: its BEGIN goes with it. */
+static const guard_pq_tx_options with_first = {.flags = GUARD_PQ_BEGIN_WITH_FIRST};
+
 static void transactions(guard_pq *pq, uint64_t first, uint64_t count)
 {
     for (uint64_t i = 0; i < count; i++) {
         GUARD_AUTO(turn);
-        guard_tx *tx = guard_pq_begin(turn, pq, NULL);
+        guard_tx *tx = guard_pq_begin(turn, pq, &with_first);
         insert_one(pq, first + i);
         guard_tx_commit(tx);
     }

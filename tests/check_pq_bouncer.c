@@ -40,6 +40,33 @@ static void work(guard_tx *tx, void *arg)
     guard_tx_rollback(inner);
 }
 
+static void work_with_first(guard_tx *tx, void *arg)
+{
+    static const char *const values[] = {"1"};
+    guard_pq_params params = {.count = 1, .values = values};
+    (void)arg;
+    guard_pq_exec_params(NULL, guard_pq_of(tx), "INSERT INTO t VALUES ($1)", &params);
+    pq_insert(guard_pq_of(tx), 2);
+}
+
+/* The pooler gives the message one server's connection, and keeps that to the end. */
+START_TEST(a_begin_that_goes_with_the_first_statement_goes_through)
+{
+    GUARD_AUTO(s);
+    guard_result result;
+    guard_pq_tx_options options = {
+        .flags = GUARD_PQ_BEGIN_WITH_FIRST, .isolation = GUARD_PQ_REPEATABLE_READ, .marker = GUARD_PQ_MARKER_ROW};
+    guard_pq *pq = open_pq(s);
+    ck_assert_msg(guard_pq_transact(pq, work_with_first, NULL, &options, &result) == GUARD_COMMITTED, "%s",
+                  result.error.message);
+    ck_assert_int_eq(server_number("SELECT sum(id) FROM t"), 3);
+    ck_assert_int_eq(guard_pq_transact(pq, work_with_first, NULL, &options, &result), GUARD_ROLLED_BACK);
+    ck_assert_str_eq(result.error.sqlstate, "23505");
+    ck_assert_int_eq(guard_pq_transact(pq, pq_do_nothing, NULL, &options, &result), GUARD_COMMITTED);
+    ck_assert_int_eq(guard_pq_query_int64(pq, "SELECT 1", 0), 1);
+}
+END_TEST
+
 START_TEST(transactions_with_every_marker_commit)
 {
     static const int markers[] = {GUARD_PQ_MARKER_NONE, GUARD_PQ_MARKER_STATUS, GUARD_PQ_MARKER_ROW,
@@ -218,10 +245,15 @@ END_TEST
 int main(int argc, char **argv)
 {
     const TTest *const tests[] = {
-        transactions_with_every_marker_commit,       a_lost_commit_is_resolved,
-        statements_copy_streams_and_pipelines_work,  a_statement_past_its_deadline_is_cancelled_and_rolled_back,
-        a_prepared_transaction_is_committed_by_name, the_servers_settings_are_not_changed_for_the_next_client,
-        session_advisory_locks_are_refused_clearly,  a_pool_works_through_it,
+        transactions_with_every_marker_commit,
+        a_lost_commit_is_resolved,
+        statements_copy_streams_and_pipelines_work,
+        a_statement_past_its_deadline_is_cancelled_and_rolled_back,
+        a_prepared_transaction_is_committed_by_name,
+        the_servers_settings_are_not_changed_for_the_next_client,
+        session_advisory_locks_are_refused_clearly,
+        a_pool_works_through_it,
+        a_begin_that_goes_with_the_first_statement_goes_through,
     };
     if (getenv("GUARD_TEST_PGBOUNCER_PORT") == NULL) {
         char script[512];

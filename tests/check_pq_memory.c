@@ -131,6 +131,54 @@ START_TEST(the_outcome_told_is_true_whichever_allocation_of_commit_fails)
 }
 END_TEST
 
+/* -------------------------------------------------------------------------- BEGIN with the first statement, COMMIT */
+
+static void insert_first(guard_tx *tx, void *arg)
+{
+    const work *w = arg;
+    char text[16];
+    const char *values[] = {text};
+    guard_pq_params params = {.count = 1, .values = values};
+    snprintf(text, sizeof(text), "%d", w->id);
+    guard_pq_exec_params(NULL, guard_pq_of(tx), "INSERT INTO t VALUES ($1)", &params);
+}
+
+static void fail_everywhere_in_all_of_it(const guard_pq_tx_options *options, long least)
+{
+    int outcomes[4] = {0};
+    int more = 1;
+    server_reset();
+    for (long n = 1; more; n++) {
+        GUARD_AUTO(s);
+        work w = {.pq = guard_pq_open(s, "", NULL), .id = (int)n, .n = n, .marker = options->marker};
+        if (w.marker == GUARD_PQ_MARKER_ROW) {
+            work before = {.pq = w.pq, .id = 1000000 + (int)n}; /* asks for the marker's table */
+            ck_assert_int_eq(guard_pq_transact(w.pq, insert_first, &before, options, NULL), GUARD_COMMITTED);
+        }
+        fail_at(n);
+        guard_pq_transact(w.pq, insert_first, &w, options, &w.result);
+        more = hit;
+        fail_at(0);
+        outcomes[w.result.outcome]++;
+        check_told(&w);
+        ck_assert_msg(n > least || more, "only %ld allocations", n);
+        ck_assert_msg(more || w.result.outcome == GUARD_COMMITTED, "without a fault: %s", w.result.error.message);
+    }
+    ck_assert_int_gt(outcomes[GUARD_ROLLED_BACK], 3);
+}
+
+START_TEST(the_outcome_told_is_true_whichever_allocation_fails_where_begin_goes_with_the_first_statement)
+{
+    fail_everywhere_in_all_of_it(
+        &(guard_pq_tx_options){.flags = GUARD_PQ_BEGIN_WITH_FIRST, .marker = GUARD_PQ_MARKER_NONE}, 10);
+    fail_everywhere_in_all_of_it(&(guard_pq_tx_options){.flags = GUARD_PQ_BEGIN_WITH_FIRST,
+                                                        .marker = GUARD_PQ_MARKER_ROW,
+                                                        .isolation = GUARD_PQ_SERIALIZABLE,
+                                                        .tx.durable = 1},
+                                 8);
+}
+END_TEST
+
 /* -------------------------------------------------------------------------------------------------- everything */
 
 static void use_all(void *arg)
@@ -192,6 +240,7 @@ int main(void)
 #if OWN_ALLOCATOR
     const TTest *const tests[] = {
         the_outcome_told_is_true_whichever_allocation_of_commit_fails,
+        the_outcome_told_is_true_whichever_allocation_fails_where_begin_goes_with_the_first_statement,
         whichever_allocation_fails_it_is_an_error_and_the_next_try_works,
     };
     return suite_run("pq_memory", tests, sizeof tests / sizeof *tests);
