@@ -18,8 +18,6 @@
 
 #define BAD_EACH 100U
 
-extern char **environ;
-
 /* ------------------------------------------------------------------------------------------------ the file -- */
 
 /* Writes one row, spoiled in one of four ways: each is refused by another rule of the table. */

@@ -23,8 +23,6 @@
 /* The slowest request is a load by the slowest loader. */
 #define ANSWER_MS (10 * 60 * 1000)
 
-extern char **environ;
-
 struct bench_worker {
     pid_t pid; /* 0: not started */
     FILE *requests;

@@ -5,8 +5,8 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdbool.h>
-#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -15,6 +15,7 @@
 #include <guard/guard_file.h>
 #include <guard/guard_log.h>
 
+#include "scratch.h"
 #include "suite.h"
 
 /* ---------------------------------------------------------------------------------------------- arguments -- */
@@ -116,8 +117,6 @@ END_TEST
 
 /* ----------------------------------------------------------------------------------------- closed streams -- */
 
-static char folder[] = "/tmp/guard-test-XXXXXX";
-
 /* Runs fn in a child without standard streams. */
 static void expect_in_child_without_streams(bool (*fn)(guard_scope *s))
 {
@@ -171,14 +170,15 @@ static bool open_all(guard_scope *s)
 
 START_TEST(files_are_opened_above_the_standard_streams)
 {
-    ck_assert_ptr_nonnull(mkdtemp(folder));
-    ck_assert_int_eq(chdir(folder), 0);
+    scratch_enter();
+    ck_assert_int_eq(mkdir("folder", 0700), 0);
+    ck_assert_int_eq(chdir("folder"), 0);
     expect_in_child_without_streams(open_all);
     ck_assert_int_eq(unlink("plain"), 0);
     ck_assert_int_eq(unlink("descriptor"), 0);
     ck_assert_int_eq(unlink("beside.guard-lock"), 0);
-    ck_assert_int_eq(chdir("/"), 0);
-    ck_assert_int_eq(rmdir(folder), 0);
+    ck_assert_int_eq(chdir(".."), 0);
+    ck_assert_int_eq(rmdir("folder"), 0); /* nothing else is left */
 }
 END_TEST
 
@@ -266,8 +266,7 @@ START_TEST(who_shares_a_lock_is_not_told_to_be_an_earlier_holder)
     GUARD_AUTO(s);
     guard_error error;
     const guard_file_lock_options shared = {.shared = 1};
-    ck_assert_ptr_nonnull(mkdtemp(folder));
-    ck_assert_int_eq(chdir(folder), 0);
+    scratch_enter();
     FILE *left = fopen("db.guard-lock", "w");
     fputs("pid 1 on host alpha\n", left);
     fclose(left);
@@ -275,9 +274,6 @@ START_TEST(who_shares_a_lock_is_not_told_to_be_an_earlier_holder)
     ck_assert_int_eq(guard_run(lock_now, "db", &error), EAGAIN);
     ck_assert_msg(strstr(error.message, "is held by others, which share it") != NULL, "%s", error.message);
     guard_release(ticket);
-    ck_assert_int_eq(unlink("db.guard-lock"), 0);
-    ck_assert_int_eq(chdir("/"), 0);
-    ck_assert_int_eq(rmdir(folder), 0);
 }
 END_TEST
 
@@ -293,14 +289,13 @@ START_TEST(nothing_of_a_locked_files_own_content_is_told)
 {
     GUARD_AUTO(s);
     guard_error error;
-    char path[] = "/tmp/guard-test-XXXXXX";
-    int one = mkstemp(path);
-    int two = open(path, O_RDWR);
+    scratch_enter();
+    int one = open("data", O_RDWR | O_CREAT, 0600);
+    int two = open("data", O_RDWR);
     ck_assert_int_eq((int)write(one, "pid secret\n", 11), 11);
     guard_file_lock(s, one, NULL);
     ck_assert_int_eq(guard_run(lock_file_now, &two, &error), EAGAIN);
     ck_assert_msg(strstr(error.message, "secret") == NULL, "%s", error.message);
-    ck_assert_int_eq(unlink(path), 0);
 }
 END_TEST
 

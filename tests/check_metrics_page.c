@@ -7,7 +7,6 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/time.h>
@@ -19,6 +18,7 @@
 
 #include "exposition.h"
 #include "program_metrics.h"
+#include "scratch.h"
 #include "suite.h"
 
 static guard_error error;
@@ -178,9 +178,8 @@ END_TEST
 START_TEST(the_page_is_written_to_a_file)
 {
     static char text[65536];
-    char path[] = "/tmp/check_metrics.XXXXXX";
-    int fd = mkstemp(path);
-    unlink(path);
+    scratch_enter();
+    int fd = open("page", O_RDWR | O_CREAT, 0600);
     guard_histogram_observe(guard_histogram_open(&time_histogram, NULL, 0), 1500000);
     size_t size = guard_metrics_write(fd);
     ck_assert_int_eq(pread(fd, text, sizeof text - 1, 0), (ssize_t)size);

@@ -23,7 +23,7 @@ void server_wait(const char *sql, int64_t wanted);
 /* Waits until nobody but us is in a transaction that has written, or runs a statement: what is in the tables now stays so. */
 void server_wait_settled(void);
 
-/* Table t(id integer primary key, note text) and the marker table, empty. */
+/* Table t(id integer primary key, note text), empty, and the marker table, with the one row that is its own. */
 void server_reset(void);
 
 /* Rows of t with this id. */
