@@ -13,7 +13,6 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <guard/guard_cancel.h>
@@ -444,17 +443,10 @@ START_TEST(a_reader_never_sees_a_mixture_while_writers_are_killed)
                 }
             }
         }
-        struct timespec end, now;
-        clock_gettime(CLOCK_MONOTONIC, &end);
-        end.tv_nsec += (long)(1 + round * 7919 % 30) * 1000000; /* 1 to 30 ms, spread */
-        if (end.tv_nsec >= 1000000000) {
-            end.tv_sec++;
-            end.tv_nsec -= 1000000000;
-        }
+        int64_t end = now_ms() + 1 + round * 7919 % 30; /* 1 to 30 ms, spread */
         do {
             ck_assert_whole();
-            clock_gettime(CLOCK_MONOTONIC, &now);
-        } while (now.tv_sec < end.tv_sec || (now.tv_sec == end.tv_sec && now.tv_nsec < end.tv_nsec));
+        } while (now_ms() < end);
         kill(child, SIGKILL);
         int status;
         ck_assert_int_eq(waitpid(child, &status, 0), child);

@@ -6,7 +6,6 @@
 #include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
-#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -165,11 +164,10 @@ END_TEST
 
 static void expect_made_again(const ledger_process *ledger)
 {
-    struct timespec pause = {.tv_nsec = 50000000};
     time_t end = time(NULL) + 20;
     while (ledger_transfer(ledger, 1, 2, 1, NULL, NULL).status != 201) {
         ck_assert_msg(time(NULL) < end, "nothing is made 20 s after the dependency is well again");
-        nanosleep(&pause, NULL);
+        pause_ms(50);
     }
 }
 
@@ -319,7 +317,7 @@ START_TEST(a_log_that_was_moved_is_opened_anew_at_sighup)
     ck_assert_int_eq(rename("log", "log.old"), 0);
     ck_assert_int_eq(kill(ledger.pid, SIGHUP), 0);
     while (access("log", F_OK) != 0) {
-        poll(NULL, 0, 1);
+        pause_ms(1);
     }
     ck_assert_int_eq(ledger_transfer(&ledger, 1, 2, 500, NULL, "panic").status, 500);
     ck_assert(ledger_log_gets("chaos: a panic in the request"));
@@ -430,14 +428,13 @@ static void start_clients(client *clients, const ledger_process *ledger, int req
 static void wait_until_few(size_t (*count)(const ledger_process *), const ledger_process *ledger, size_t most,
                            const char *what)
 {
-    struct timespec pause = {.tv_nsec = 5000000};
     size_t found = 0;
     for (int tries = 0; tries < 6000; tries++) {
         found = count(ledger);
         if (found <= most) {
             return;
         }
-        nanosleep(&pause, NULL);
+        pause_ms(5);
     }
     ck_abort_msg("%zu %s, %zu before", found, what, most);
 }
@@ -563,9 +560,8 @@ START_TEST(sigkill_loses_no_transfer_that_was_answered)
     ledger_process ledger = ledger_start((const char *const[]){"--request-ms", "30000", NULL});
     client clients[CLIENTS];
     start_clients(clients, &ledger, 100000);
-    struct timespec pause = {.tv_nsec = 5000000};
     while (ledger_metric(&ledger, "ledger_transfers_total{outcome=\"committed\"}") < 100) {
-        nanosleep(&pause, NULL);
+        pause_ms(5);
     }
     ledger_process copy = ledger;
     ck_assert_int_eq(ledger_stop(&copy, SIGKILL), -SIGKILL);

@@ -7,7 +7,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <guard/guard_file.h>
@@ -253,8 +252,7 @@ START_TEST(a_terminal_shows_a_bar_with_rate_and_time_left)
         _exit(127);
     }
     read_terminal(terminal, "loading f.csv [");
-    nanosleep(&(struct timespec){.tv_nsec = 110000000},
-              NULL); /* time itself: it is drawn ten times a second at the most */
+    pause_ms(110); /* time itself: it is drawn ten times a second at the most */
     ck_assert_int_eq(sqlite3_exec(writer, "ROLLBACK", NULL, NULL, NULL), SQLITE_OK);
     sqlite3_close(writer);
     read_terminal(terminal, NULL);

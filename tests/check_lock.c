@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <sched.h>
 #include <stdint.h>
-#include <time.h>
 
 #include <guard/guard_cancel.h>
 #include <guard/guard_dump.h>
@@ -136,7 +135,7 @@ START_TEST(a_wait_ends_with_the_lock_when_that_is_free)
         wait_ms = waits[i];
         current->block();
         ck_assert_int_eq(pthread_create(&thread, NULL, take_on_thread, &code), 0);
-        nanosleep(&(struct timespec){.tv_nsec = 120000000}, NULL); /* into its second slice */
+        pause_ms(120); /* into its second slice */
         current->block_end();
         pthread_join(thread, NULL);
         ck_assert_msg(code == 0, "wait %d: %s", waits[i], error.message);
@@ -179,7 +178,7 @@ START_TEST(a_wait_ends_when_it_is_cancelled_or_late)
     ck_assert_int_eq(code, ETIMEDOUT);
     ck_assert_int_eq(error.domain, GUARD_TIMEOUT);
     ck_assert_int_eq(pthread_create(&thread, NULL, take_on_thread, &code), 0);
-    nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL); /* either way it ends; as a rule, in its third slice */
+    pause_ms(50); /* either way it ends; as a rule, in its third slice */
     while (!guard_cancel_thread(thread)) {
         sched_yield(); /* it has not used the library yet */
     }

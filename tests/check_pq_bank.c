@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
-#include <unistd.h>
 
 #include <guard/guard.h>
 #include <guard/guard_pq.h>
@@ -234,8 +233,7 @@ START_TEST(the_sum_never_changes_and_every_transfer_told_is_there_or_not_as_told
         ck_assert_int_eq(pthread_create(&clerks[i].thread, NULL, run_clerk, &clerks[i]), 0);
     }
     for (int64_t end = now_ms() + CAMPAIGN_MS; now_ms() < end || !is_enough();) {
-        struct timespec pause = {.tv_nsec = 10000000};
-        nanosleep(&pause, NULL);
+        pause_ms(10);
         break_something(&seed);
     }
     atomic_store(&over, 1);

@@ -309,11 +309,11 @@ START_TEST(a_pool_with_a_minimum_opens_ahead_and_replaces_in_the_background)
     pool = guard_pq_pool_open(s, "application_name=kept", &options);
     server_wait("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'kept'", 2);
     while (stats().idle < 2) { /* the server has a session before the pool has its connection */
-        usleep(5000);
+        pause_ms(5);
     }
     use(leave_active);
     while (stats().opened < 3 || stats().open < 2) {
-        usleep(5000);
+        pause_ms(5);
     }
     ck_assert_uint_eq(stats().opened, 3);
 }
@@ -342,7 +342,7 @@ START_TEST(whoever_waits_longest_is_served_first)
     for (unsigned i = 0; i < 3; i++) {
         ck_assert_int_eq(pthread_create(&threads[i], NULL, take_in_turn, &ids[i]), 0);
         while (stats().waiting != i + 1) {
-            usleep(100);
+            pause_ms(1);
         }
     }
     guard_pq_close(pq);

@@ -3,7 +3,6 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
-#include <time.h>
 
 #include <guard/guard.h>
 #include <guard/guard_pq.h>
@@ -315,9 +314,8 @@ static int has_pending(int pid, int signal)
 static void *go_on_after_cancel(void *arg)
 {
     const int *pid = arg;
-    struct timespec moment = {.tv_nsec = 1000000};
     while (!has_pending(*pid, SIGINT)) {
-        nanosleep(&moment, NULL);
+        pause_ms(1);
     }
     server_signal(*pid, SIGCONT);
     return NULL;

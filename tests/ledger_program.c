@@ -7,14 +7,12 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <jansson.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "scratch.h"
@@ -314,14 +312,13 @@ int64_t ledger_metric(const ledger_process *ledger, const char *name)
 
 void ledger_wait_metric(const ledger_process *ledger, const char *name, int64_t value)
 {
-    struct timespec pause = {.tv_nsec = 2000000};
     int64_t found = -1;
     for (int tries = 0; tries < 15000; tries++) {
         found = ledger_metric(ledger, name);
         if (found == value) {
             return;
         }
-        nanosleep(&pause, NULL);
+        pause_ms(2);
     }
     ck_abort_msg("%s is %" PRId64 ", not %" PRId64, name, found, value);
 }
@@ -405,7 +402,7 @@ int ledger_log_has(const char *text)
 int ledger_log_gets(const char *text)
 {
     for (int i = 0; i < 3000 && !ledger_log_has(text); i++) {
-        poll(NULL, 0, 10);
+        pause_ms(10);
     }
     return ledger_log_has(text);
 }

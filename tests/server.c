@@ -14,11 +14,6 @@
 /* What is waited for by a query. */
 #define WAIT_MS 60000
 
-static void pause_a_moment(void)
-{
-    nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-}
-
 /* Only a server that starts or recovers from a crash is waited for: one that refuses for another reason answers a ping. */
 static void wait_until_ready(const char *conninfo)
 {
@@ -27,7 +22,7 @@ static void wait_until_ready(const char *conninfo)
     while ((answer = PQping(conninfo)) != PQPING_OK) {
         ck_assert_msg(time(NULL) < deadline, "the server is not ready after %d s: PQping is %d", READY_SECONDS,
                       (int)answer);
-        pause_a_moment();
+        pause_ms(1);
     }
 }
 
@@ -93,7 +88,7 @@ int64_t server_number(const char *sql)
 void server_wait(const char *sql, int64_t wanted)
 {
     int64_t end = now_ms() + WAIT_MS;
-    for (int64_t found; (found = server_number(sql)) != wanted; pause_a_moment()) {
+    for (int64_t found; (found = server_number(sql)) != wanted; pause_ms(1)) {
         ck_assert_msg(now_ms() < end, "%s is %lld, not %lld", sql, (long long)found, (long long)wanted);
     }
 }

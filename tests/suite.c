@@ -87,6 +87,11 @@ int64_t now_ms(void)
     return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
+void pause_ms(int ms)
+{
+    nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000L}, NULL);
+}
+
 static int run_groups(const char *name, const suite_group *groups, size_t count, void (*before)(void))
 {
     Suite *suite = suite_create(name);

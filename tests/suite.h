@@ -57,6 +57,9 @@ int suite_run_groups(const char *name, const suite_group *groups, size_t count);
 /* Milliseconds of the monotonic clock. What a machine needs for something is no more to be asserted than that it is not for ever. */
 int64_t now_ms(void);
 
+/* For a step of a loop that waits until something has happened; or for time itself, and then the test says so. */
+void pause_ms(int ms);
+
 /*
  * For a test that does on purpose what valgrind (one of its tools, or any) reports, such as reading what was never written, or that valgrind cannot
  * follow: the test, or NULL there, which suite_run leaves out and says so. The reason stands beside it.

@@ -6,7 +6,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+
+#include "suite.h"
 
 /* Reads the first line of a file; "" where there is none. */
 static void read_line(const char *path, char *line, int size)
@@ -33,7 +34,7 @@ char task_state(pid_t task)
 void task_wait(pid_t task, char state)
 {
     while (task_state(task) != state) {
-        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        pause_ms(1);
     }
 }
 
