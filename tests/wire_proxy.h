@@ -28,7 +28,7 @@
  *
  * What "passed on" means.  The receiver's kernel has the bytes, and the receiver can read them even if a reset
  * follows (Linux keeps them readable).  Before a reset the proxy waits until its own kernel has sent all of them, for
- * 2 seconds at most.
+ * 10 seconds at most.
  *
  * Errors.  wire_proxy_open returns NULL with errno; a wrong argument or a proxy that does not answer within 30
  * seconds ends the program with a line on stderr: it is the test that is wrong.  A connection number that is not
