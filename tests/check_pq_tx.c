@@ -408,6 +408,20 @@ static void commit_unknown(void *pq)
     guard_pq_prepared_commit(pq, "nobody");
 }
 
+START_TEST(a_prepared_transaction_runs_no_hook_and_says_so)
+{
+    GUARD_AUTO(s);
+    guard_result result;
+    guard_pq *pq = hook_pq = pq_open(s);
+    const guard_pq_tx_options options = {.prepare_as = "with hooks"};
+    ck_assert_int_eq(guard_pq_transact(pq, with_hooks, NULL, &options, &result), GUARD_PREPARED);
+    ck_assert(result.notes & GUARD_NOTE_HOOKS_DROPPED);
+    guard_pq_prepared_commit(pq, options.prepare_as);
+    ck_assert_int_eq(hooks, 0);
+    ck_assert_int_eq(server_rows(1), 1);
+}
+END_TEST
+
 START_TEST(a_prepared_transaction_that_is_not_there_is_an_error)
 {
     GUARD_AUTO(s);
@@ -464,6 +478,7 @@ int main(void)
         a_transactions_advisory_lock_ends_with_it,
         a_sessions_advisory_lock_is_released_by_its_scope_and_waited_for_within_its_deadline,
         a_prepared_transaction_is_listed_and_committed_or_rolled_back_by_name,
+        a_prepared_transaction_runs_no_hook_and_says_so,
         a_prepared_transaction_that_is_not_there_is_an_error,
         a_forked_child_neither_uses_nor_ends_its_parents_transaction,
     };
