@@ -13,10 +13,10 @@
  *   - The transaction of `kept` deleted the row before its own. So the next one deletes that of `kept`, which is the only one there can be,
  *     by its key: nothing walks over what the session has deleted and nobody has vacuumed.
  *
- * Both are one statement, which the server begins and ends once. It is prepared on connections of the library's own that have a server
- * session to themselves (no pooler), for planning it costs more than running it, and then goes with COMMIT in a pipeline; an adopted connection
- * keeps nothing of ours. A program that takes it away (DISCARD ALL, DEALLOCATE) is noticed by the tag, or, where a function did it, by the COMMIT that fails; it is
- * not made again.
+ * Both are one statement, which the server begins and ends once. It and COMMIT are prepared on connections of the library's own that have a server
+ * session to themselves (no pooler), for planning it costs more than running it, and then go in a pipeline; an adopted connection
+ * keeps nothing of ours. A program that takes one away (DISCARD ALL, DEALLOCATE) is noticed by the tag, or, where a function did it, by the COMMIT that fails; they
+ * are not made again.
  */
 #include "guard_pq_internal.h"
 
@@ -27,6 +27,7 @@
 #include <sys/random.h>
 
 #define PUT "guard_marker_put"
+#define COMMIT "guard_marker_commit"
 /* %s: the table, the session, the row of it that goes; the table, the session, the row that comes. */
 #define PUT_SQL                                                        \
     "WITH former AS (DELETE FROM %s WHERE session = %s AND seq = %s) " \
@@ -96,7 +97,7 @@ static int take_id(guard_pq_session *marks, guard_error *error)
     return 0;
 }
 
-/* Where it fails (the name is taken, say) the statement is sent as text. */
+/* Where it fails (a name is taken, say) both are sent as text. */
 static void prepare(guard_pq *pq)
 {
     char sql[GUARD_PQ_SQL_MAX];
@@ -106,7 +107,10 @@ static void prepare(guard_pq *pq)
     }
     snprintf(sql, sizeof(sql), "PREPARE " PUT " (uuid, bigint, bigint) AS " PUT_SQL, pq->table, "$1", "$2", pq->table,
              "$1", "$3");
-    pq->marks.prepared = guard_pq_query(pq, sql, pq->options.statement_ms, NULL, &ignored) == 0;
+    /* COMMIT cannot be prepared by SQL. */
+    pq->marks.prepared = guard_pq_query(pq, sql, pq->options.statement_ms, NULL, &ignored) == 0 &&
+                         PQsendPrepare(pq->conn, COMMIT, "COMMIT", 0, NULL) &&
+                         guard_pq_collect(pq, pq->options.statement_ms, NULL, &ignored) == 0;
 }
 
 void guard_pq_marks_watch(guard_pq *pq, const char *tag)
@@ -181,7 +185,6 @@ static void put_number(char *to, uint64_t number)
     to[sizeof(digits) - first] = '\0';
 }
 
-/* COMMIT is not prepared: its Parse costs the server 1 us, and there is no other name that the program could take away. */
 int guard_pq_marks_send_commit(guard_pq *pq)
 {
     guard_pq_session *m = &pq->marks;
@@ -193,7 +196,7 @@ int guard_pq_marks_send_commit(guard_pq *pq)
     put_number(kept, m->kept);
     put_number(seq, m->seq);
     return guard_pq_message_open(pq) && PQsendQueryPrepared(pq->conn, PUT, 3, values, NULL, NULL, 0) &&
-           PQsendQueryParams(pq->conn, "COMMIT", 0, NULL, NULL, NULL, NULL, 0) && guard_pq_message_send(pq, 2);
+           PQsendQueryPrepared(pq->conn, COMMIT, 0, NULL, NULL, NULL, 0) && guard_pq_message_send(pq, 2);
 }
 
 int guard_pq_marks_sql(guard_pq *pq, char *sql, size_t size)

@@ -174,6 +174,35 @@ START_TEST(a_connection_is_at_rest_after_a_commit_with_a_marker_whichever_way_th
 }
 END_TEST
 
+/* Another statement of that name is no COMMIT, whatever it answers. */
+START_TEST(a_commit_whose_prepared_statement_was_taken_away_is_told_as_it_ended)
+{
+    GUARD_AUTO(s);
+    guard_result result;
+    guard_pq_tx_options once = {.marker = GUARD_PQ_MARKER_ROW, .tx.attempts = 1};
+    guard_pq *pq = pq_open(s);
+    ck_assert_int_eq(guard_pq_transact(pq, insert_next, NULL, &once, &result), GUARD_COMMITTED);
+    guard_pq_exec(NULL, pq, "DO $$ BEGIN EXECUTE 'DEALLOCATE guard_marker_commit'; END $$");
+    ck_assert_int_eq(guard_pq_transact(pq, insert_next, NULL, &once, &result), GUARD_ROLLED_BACK);
+    ck_assert_str_eq(result.error.sqlstate, "26000");
+    check_rest(pq, 1);
+    ck_assert_int_eq(guard_pq_transact(pq, insert_next, NULL, &once, &result), GUARD_COMMITTED);
+    pq = guard_pq_open(s, "", NULL);
+    ck_assert_int_eq(guard_pq_transact(pq, insert_next, NULL, &once, &result), GUARD_COMMITTED);
+    guard_pq_exec(NULL, pq, "DO $$ BEGIN EXECUTE 'DEALLOCATE guard_marker_commit'; END $$");
+    guard_pq_prepare(pq, "guard_marker_commit", "SELECT 1", NULL);
+    ck_assert_int_eq(guard_pq_transact(pq, insert_next, NULL, &once, &result), GUARD_ROLLED_BACK);
+    ck_assert(result.notes & GUARD_NOTE_RESOLVED);
+    ck_assert_int_eq(server_rows(next_id), 0);
+    /* The name is the program's from the beginning. */
+    pq = guard_pq_open(s, "", NULL);
+    guard_pq_prepare(pq, "guard_marker_commit", "SELECT 1", NULL);
+    ck_assert_int_eq(guard_pq_transact(pq, insert_next, NULL, &once, &result), GUARD_COMMITTED);
+    check_rest(pq, 2);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t"), 4);
+}
+END_TEST
+
 typedef struct silence {
     wire_proxy *proxy;
     uint64_t after; /* bytes of the answer to COMMIT; 0: none of it is withheld */
@@ -220,6 +249,7 @@ int main(void)
         a_program_that_takes_the_markers_statements_away_commits_all_the_same,
         a_prepared_transaction_with_a_marker_does_not_block_the_next_of_its_session,
         a_connection_is_at_rest_after_a_commit_with_a_marker_whichever_way_that_ended,
+        a_commit_whose_prepared_statement_was_taken_away_is_told_as_it_ended,
         a_commit_with_a_marker_is_told_by_its_tag_though_what_follows_never_comes,
     };
     return suite_run("pq_marker", tests, sizeof tests / sizeof *tests);

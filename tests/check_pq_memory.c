@@ -12,7 +12,7 @@
 #include <guard/guard.h>
 #include <guard/guard_pq.h>
 
-#include "server.h"
+#include "pq_table.h"
 #include "suite.h"
 
 #if defined(__has_feature)
@@ -135,12 +135,7 @@ END_TEST
 
 static void insert_first(guard_tx *tx, void *arg)
 {
-    const work *w = arg;
-    char text[16];
-    const char *values[] = {text};
-    guard_pq_params params = {.count = 1, .values = values};
-    snprintf(text, sizeof(text), "%d", w->id);
-    guard_pq_exec_params(NULL, guard_pq_of(tx), "INSERT INTO t VALUES ($1)", &params);
+    pq_insert_params(guard_pq_of(tx), ((const work *)arg)->id);
 }
 
 static void fail_everywhere_in_all_of_it(const guard_pq_tx_options *options, long least)

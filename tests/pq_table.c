@@ -16,6 +16,15 @@ void pq_insert(guard_pq *pq, int id)
     guard_pq_exec(NULL, pq, sql);
 }
 
+void pq_insert_params(guard_pq *pq, int id)
+{
+    char text[16];
+    const char *values[] = {text};
+    guard_pq_params params = {.count = 1, .values = values};
+    snprintf(text, sizeof(text), "%d", id);
+    guard_pq_exec_params(NULL, pq, "INSERT INTO t VALUES ($1)", &params);
+}
+
 int pq_status(guard_pq *pq)
 {
     return PQtransactionStatus(guard_pq_raw(pq));

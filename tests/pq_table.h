@@ -19,6 +19,8 @@
 guard_pq *pq_open(guard_scope *s);
 
 void pq_insert(guard_pq *pq, int id);
+/* The same by guard_pq_exec_params. */
+void pq_insert_params(guard_pq *pq, int id);
 
 /* PQTRANS_… of the connection. */
 int pq_status(guard_pq *pq);
