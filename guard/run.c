@@ -13,13 +13,13 @@
 
 #include "internal.h"
 
+/* The code is set when a panic lands. */
 static inline void border_link(guard_stack *stack, guard_impl_border *border, guard_error *out)
 {
     border->outer = stack->border;
     border->scope = stack->hot.top;
     border->panic = stack->panic;
     border->out = out;
-    border->code = 0;
     border->state = GUARD_IMPL_LINKED;
     border->is_short = 0;
     stack->border = border;
