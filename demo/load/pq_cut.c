@@ -60,31 +60,31 @@ typedef struct chunk_limit {
 } chunk_limit;
 
 /* So many rows as a transaction of CHUNK_SECONDS takes, by what the last chunk took. */
-static uint64_t rows_by_pace(const pq_worker *w)
+static uint64_t rows_by_pace(const pq_worker *w, double pace)
 {
-    double rows = w->pace * CHUNK_SECONDS;
-    if (w->pace == 0 || w->target->refers_to_itself || w->target->is_checked_late) {
+    double rows = pace * CHUNK_SECONDS;
+    if (pace == 0 || w->target->refers_to_itself || w->target->is_checked_late) {
         return CHUNK_ROWS;
     }
     return rows > CHUNK_ROWS_MOST ? CHUNK_ROWS_MOST : rows < CHUNK_ROWS_SLOW ? CHUNK_ROWS_SLOW : (uint64_t)rows;
 }
 
-static chunk_limit limit_of(const pq_worker *w, uint64_t begin)
+static chunk_limit limit_of(const pq_worker *w, uint64_t begin, double pace)
 {
     const load_options *o = w->load->options;
     uint64_t left = source_size(w->source) > begin ? source_size(w->source) - begin : 0;
-    uint64_t rows = o->batch != 0 ? o->batch : rows_by_pace(w);
+    uint64_t rows = o->batch != 0 ? o->batch : rows_by_pace(w, pace);
     if (o->batch != 0 || o->workers == 1 || rows <= CHUNK_ROWS_SHARED) {
         return (chunk_limit){rows, 0, rows};
     }
     return (chunk_limit){CHUNK_ROWS_SHARED, left / (2 * o->workers), rows};
 }
 
-/* Moves the cutter to the end of a chunk: 1, or 0 at the end of the file. */
-static int cut_chunk(pq_worker *w)
+/* Moves the cutter to the end of a chunk and returns its rows, 0 at the end of the file. */
+static uint64_t cut_chunk(pq_worker *w, double pace)
 {
     uint64_t begin = reader_tell(w->cutter).offset;
-    chunk_limit limit = limit_of(w, begin);
+    chunk_limit limit = limit_of(w, begin, pace);
     uint64_t rows = 0;
     uint64_t bytes = 0;
     while (rows < limit.most && bytes < CHUNK_BYTES && (rows < limit.least || bytes < limit.bytes) &&
@@ -92,18 +92,20 @@ static int cut_chunk(pq_worker *w)
         rows++;
         bytes = reader_tell(w->cutter).offset - begin;
     }
-    return rows > 0;
+    return rows;
 }
 
 /* Finds up to `most` chunks behind `begin`, or fewer where these are large. */
-static void scan(pq_worker *w, load_position begin, uint64_t most)
+static void scan(pq_worker *w, load_position begin, uint64_t most, double pace)
 {
     pq_cuts cuts = {.begin = begin};
     load_position end = begin;
     reader_seek(w->cutter, begin);
     while (cuts.count < most && !cuts.at_end && end.offset - begin.offset < CHUNK_BYTES) {
-        if (cut_chunk(w)) {
+        uint64_t rows = cut_chunk(w, pace);
+        if (rows > 0) {
             end = reader_tell(w->cutter);
+            cuts.most_rows = rows > cuts.most_rows ? rows : cuts.most_rows;
             cuts.ends[cuts.count++] = end;
             cuts.at_end = end.offset >= source_size(w->source);
         } else {
@@ -113,13 +115,22 @@ static void scan(pq_worker *w, load_position begin, uint64_t most)
     w->ahead = cuts;
 }
 
+/* What the first chunk takes is known when it is over: till then the next one is cut as if rows were fast. */
 void pq_cut_look_ahead(pq_worker *w)
 {
     load_position end = reader_tell(w->reader);
-    int knows_size = w->pace > 0 || w->load->options->batch != 0;
-    if (knows_size && w->chunk.number == w->chunks_seen && !w->cut_to_end && w->ahead.begin.offset != end.offset) {
-        scan(w, end, PQ_CUT_CHUNKS);
+    if (w->chunk.number == w->chunks_seen && !w->cut_to_end && w->ahead.begin.offset != end.offset) {
+        int is_guess = w->pace == 0 && w->load->options->batch == 0;
+        scan(w, end, is_guess ? 1 : PQ_CUT_CHUNKS, is_guess ? CHUNK_ROWS_MOST / CHUNK_SECONDS : w->pace);
     }
+}
+
+/* What was found ahead fits, unless rows turned out to be slower. */
+static int is_ahead(const pq_worker *w, load_position begin)
+{
+    uint64_t most = limit_of(w, begin.offset, w->pace).most;
+    return w->ahead.begin.offset == begin.offset && w->ahead.begin.line == begin.line &&
+           w->ahead.most_rows <= most + most / 4;
 }
 
 /* One chunk for each worker where nothing was found ahead: the server waits for the scan. */
@@ -133,8 +144,8 @@ static void cut(pq_worker *w, guard_pq *pq, const PGresult *file)
     uint64_t chunks = w->chunks_seen;
     uint64_t workers = w->load->options->workers;
     load_position begin = {pq_value(file, 0, 0), pq_value(file, 0, 1)};
-    if (w->ahead.begin.offset != begin.offset || w->ahead.begin.line != begin.line) {
-        scan(w, begin, workers < PQ_CUT_CHUNKS ? workers : PQ_CUT_CHUNKS);
+    if (!is_ahead(w, begin)) {
+        scan(w, begin, workers < PQ_CUT_CHUNKS ? workers : PQ_CUT_CHUNKS, w->pace);
     }
     for (size_t i = 0; i < w->ahead.count; i++) {
         cut_column_add(&number, ++chunks);

@@ -150,7 +150,8 @@ typedef struct pq_cuts {
     load_position begin;
     load_position ends[PQ_CUT_CHUNKS];
     size_t count;
-    int at_end; /* of the file */
+    uint64_t most_rows; /* in one of them */
+    int at_end;         /* of the file */
 } pq_cuts;
 
 /* What loads chunks, one in each thread. */
