@@ -11,7 +11,7 @@
  *
  * Invariants
  *   - UNSENT is a state of an open handle whose connection only the guard's own calls use: the program has not got the raw one.
- *     Each of these calls begins first (guard_pq_enter) or with its statement (guard_pq_begin_with).
+ *     Each of these calls begins first (guard_pq_enter), or with its statement (guard_pq_statement.c).
  *   - What shares BEGIN's message neither ends the transaction nor turns the wire over to a COPY.
  *   - UNBEGUN: the server is idle and has run nothing. Nothing is sent any more, and the outcome is ROLLED_BACK.
  */

@@ -4,7 +4,7 @@
  *
  *     at rest --open--> in pipeline mode, queueing --send--> on the wire --next: results, their ends, the sync--> at rest
  *                                 \                             |-- lost, late, no memory: the sync was not read--> cut
- *                                  '-libpq cannot queue it: nothing has been sent, and nothing may be --cut by the caller
+ *                                  '-libpq cannot queue all of it: what may have gone is not to be followed --cut by the caller
  *
  * The server skips what follows the first statement that fails, up to the sync, and then says how the transaction stands.
  *

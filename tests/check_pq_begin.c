@@ -130,6 +130,27 @@ START_TEST(the_first_statements_rows_come_as_one_result)
 }
 END_TEST
 
+/* More than the sockets take, either way: libpq sends a part of it before the sync is queued. */
+START_TEST(a_large_first_statement_and_its_large_answer_go_through)
+{
+    enum { SIZE = 8 << 20 };
+    GUARD_AUTO(s);
+    char *text = guard_allocate(SIZE + 1);
+    const char *values[] = {text};
+    guard_pq_params params = {.count = 1, .values = values};
+    guard_pq *pq = pq_open(s);
+    memset(text, 'x', SIZE);
+    text[SIZE] = '\0';
+    guard_tx *tx = guard_pq_begin(s, pq, &with_first);
+    PGresult *rows = guard_pq_exec_params(s, pq, "SELECT $1::text", &params);
+    ck_assert_int_eq(PQgetlength(rows, 0, 0), SIZE);
+    ck_assert_int_eq(server_number(IN_TRANSACTION), 1);
+    guard_tx_commit(tx);
+    ck_assert_int_eq(guard_pq_query_int64(pq, "SELECT 1", 0), 1);
+    guard_deallocate(text);
+}
+END_TEST
+
 /* -------------------------------------------------------------------------------------- whatever comes first -- */
 
 static void first_exec(guard_scope *s, guard_pq *pq)
@@ -351,6 +372,7 @@ int main(void)
         a_transaction_of_one_statement_needs_two_round_trips,
         what_was_asked_of_the_transaction_is_in_force_for_its_first_statement,
         the_first_statements_rows_come_as_one_result,
+        a_large_first_statement_and_its_large_answer_go_through,
         whatever_uses_the_connection_first_is_in_the_transaction,
         begin_is_sent_at_once_where_the_program_has_the_raw_connection,
         a_copy_that_was_prepared_does_not_share_begins_message,
