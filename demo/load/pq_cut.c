@@ -16,18 +16,18 @@
 
 /*
  * Rows in a chunk, without --batch: as many as CHUNK_SECONDS take by the pace of the last one, which is also what a kill loses. Large ones are
- * better: a COPY has a cost of its own, some 2 ms of the server's (the slots of its buffer; each row of a key is locked anew), and between
- * two chunks the server has nothing to do for 1 to 2 ms. The server's processor time for 231,083 flights by rows in a transaction, least of
+ * better: a COPY has a cost of its own, some 2 ms of the server's, also within one transaction, and between two chunks the server has nothing to
+ * do for 2 to 3 ms. The server's processor time for 231,083 flights by rows in a transaction, least of
  * 6 in one session, ms: 2,563 (10,000), 2,537 (20,000), 2,520 (30,000), 2,513 (50,000), 2,509 (all). With one bad row in a hundred, the
  * loader's: 1 (10,000), 0.92 (50,000), 0.94 (100,000), 0.91 (all). One worker's time by psql's \copy, median of 20 starts of the server: 1.03
  * (10,000), 1.02 (30,000), 1.00 (by pace: 10,000, then 100,000).
  *
  * Several workers begin with large ones, each half of a worker's even share of what is left, and end together with small ones. Two with
- * the flights: 0.92 of the time with 10,000 each, 0.95 of the server's processor time (median of 7 pairs on a busy machine).
+ * the flights take as long as with 10,000 each: 0.92 in 7 pairs, 1.02 in 12.
  *
  * Where rows are checked late, bad ones are found by trying suspects with each other, which takes the square of their number: 100,000 rows
- * with 100 orphans took 2.0 s by 10,000 and 4.2 s by 50,000. Into a table that refers to itself bad rows are found by halving. There, and
- * as long as no chunk was loaded, there are CHUNK_ROWS.
+ * with 100 orphans took 2.3 and 2.4 s by 10,000, 2.6 and 2.8 by 50,000. Into a table that refers to itself bad rows are found by halving.
+ * There, and as long as no chunk was loaded, there are CHUNK_ROWS.
  */
 #define CHUNK_SECONDS 1.0
 #define CHUNK_ROWS 10000
