@@ -46,8 +46,11 @@ int guard_pq_home_read(PGconn *conn, guard_pq_deadline deadline, guard_pq_home *
 
 static int is_promoted(guard_pq *pq)
 {
+    if (!pq->home.standby) {
+        return 0; /* libpq searches a list for a parameter */
+    }
     const char *standby = PQparameterStatus(pq->conn, "in_hot_standby");
-    return pq->home.standby && (standby == NULL || strcmp(standby, "on") != 0);
+    return standby == NULL || strcmp(standby, "on") != 0;
 }
 
 int guard_pq_home_check(guard_pq *pq, guard_error *error)

@@ -8,12 +8,13 @@
  *
  * Invariants
  *   - A key (id, seq) is in one COMMIT message only, ever: so a row under it is either that transaction's or a resolver's fence.
+ *   - What is prepared has the present id in it: a new one is not prepared again.
  *   - The table has one row of nobody's, by which it is known again.
  *   - Rows of a session are deleted by its own later COMMIT or at its orderly close, never once one of them is in doubt.
  *   - The transaction of `kept` deleted the row before its own. So the next one deletes that of `kept`, which is the only one there can be,
  *     by its key: nothing walks over what the session has deleted and nobody has vacuumed.
  *
- * Both are one statement, which the server begins and ends once. It and COMMIT are prepared on connections of the library's own that have a server
+ * Both are one statement, which the server begins and ends once. It, with the session's id in it, and COMMIT are prepared on connections of the library's own that have a server
  * session to themselves (no pooler), for planning it costs more than running it, and then go in a pipeline; an adopted connection
  * keeps nothing of ours. A program that takes one away (DISCARD ALL, DEALLOCATE) is noticed by the tag, or, where a function did it, by the COMMIT that fails; they
  * are not made again.
@@ -94,7 +95,13 @@ static int take_id(guard_pq_session *marks, guard_error *error)
     marks->kept = 0;
     marks->rows = 0;
     marks->two_phase = 0;
+    marks->prepared = 0; /* it has the session's id in it */
     return 0;
+}
+
+int guard_pq_marks_begin(guard_pq *pq, guard_error *error)
+{
+    return pq->marks.id[0] != '\0' ? 0 : take_id(&pq->marks, error);
 }
 
 /* Where it fails (a name is taken, say) both are sent as text. */
@@ -105,8 +112,10 @@ static void prepare(guard_pq *pq)
     if (pq->adopted || pq->pooler != GUARD_PQ_POOLER_NONE) {
         return;
     }
-    snprintf(sql, sizeof(sql), "PREPARE " PUT " (uuid, bigint, bigint) AS " PUT_SQL, pq->table, "$1", "$2", pq->table,
-             "$1", "$3");
+    char id[sizeof(pq->marks.id) + 2];
+    snprintf(id, sizeof(id), "'%s'", pq->marks.id);
+    snprintf(sql, sizeof(sql), "PREPARE " PUT " (bigint, bigint) AS " PUT_SQL, pq->table, id, "$1", pq->table, id,
+             "$2");
     /* COMMIT cannot be prepared by SQL. */
     pq->marks.prepared = guard_pq_query(pq, sql, pq->options.statement_ms, NULL, &ignored) == 0 &&
                          PQsendPrepare(pq->conn, COMMIT, "COMMIT", 0, NULL) &&
@@ -161,15 +170,11 @@ int guard_pq_marks_check(guard_pq *pq, guard_error *error)
         code = error->code;
     }
     pq->marks.checked = code == 0;
+    code = code != 0 ? code : guard_pq_marks_begin(pq, error);
     if (code == 0 && !pq->marks.prepared) {
         prepare(pq);
     }
     return code;
-}
-
-int guard_pq_marks_begin(guard_pq *pq, guard_error *error)
-{
-    return pq->marks.id[0] != '\0' ? 0 : take_id(&pq->marks, error);
 }
 
 /* As text, into 21 bytes. Not by printf, which would be a tenth of all that the client does in a transaction. */
@@ -190,12 +195,12 @@ int guard_pq_marks_send_commit(guard_pq *pq)
     guard_pq_session *m = &pq->marks;
     char kept[21];
     char seq[21];
-    const char *values[] = {m->id, kept, seq};
+    const char *values[] = {kept, seq};
     m->seq++;
     m->rows = 1;
     put_number(kept, m->kept);
     put_number(seq, m->seq);
-    return guard_pq_message_open(pq) && PQsendQueryPrepared(pq->conn, PUT, 3, values, NULL, NULL, 0) &&
+    return guard_pq_message_open(pq) && PQsendQueryPrepared(pq->conn, PUT, 2, values, NULL, NULL, 0) &&
            PQsendQueryPrepared(pq->conn, COMMIT, 0, NULL, NULL, NULL, 0) && guard_pq_message_send(pq, 2);
 }
 

@@ -36,6 +36,7 @@ typedef struct bench_row {
     bool is_counted;      /* they are counted too */
     uint64_t count;       /* turns in a request that is no check; 0: as many as take about 10 ms */
     unsigned rounds;      /* 0: the default */
+    unsigned round_ms;    /* what both sides take in a round, about; 0: the default */
 } bench_row;
 
 /* Ends with a NULL row. */

@@ -11,7 +11,7 @@
 #include "compare.h"
 
 /* What both sides of a round take together. Long enough that the clock and the pipes do not count, short enough that many rounds fit. */
-#define ROUND_NS 20e6
+#define ROUND_MS 20
 #define ROUNDS_DEFAULT 31U
 #define ROUNDS_MOST 1001U
 /* callgrind is some fifty times slower, but needs no long time: it counts. */
@@ -69,9 +69,10 @@ static bool pair_ask(const pair *both, uint64_t count, bool they_first, bench_an
     return true;
 }
 
-/* So many turns that a round takes about ROUND_NS. 0: skipped. */
+/* So many turns that a round takes about as long as it should. 0: skipped. */
 static uint64_t calibrate(const pair *both)
 {
+    double wanted = 1e6 * (both->row->round_ms > 0 ? both->row->round_ms : ROUND_MS);
     uint64_t count = 1;
     for (;;) {
         bench_answer us;
@@ -80,10 +81,10 @@ static uint64_t calibrate(const pair *both)
             return 0;
         }
         double taken = (double)(us.nanoseconds + them.nanoseconds) + 1;
-        if (taken >= ROUND_NS / 2) {
+        if (taken >= wanted / 2) {
             return count;
         }
-        double factor = ROUND_NS / taken;
+        double factor = wanted / taken;
         count = (uint64_t)((double)count * (factor < 10 ? factor : 10)) + 1;
     }
 }

@@ -387,7 +387,7 @@ END_TEST
 
 START_TEST(the_wire_is_cut_at_every_byte_of_a_transaction_with_a_marker_row)
 {
-    cut_both_ways(GUARD_PQ_MARKER_ROW, 240);
+    cut_both_ways(GUARD_PQ_MARKER_ROW, 220);
 }
 END_TEST
 
