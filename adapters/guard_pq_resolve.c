@@ -408,7 +408,11 @@ guard_outcome guard_pq_doubt_resolve(guard_pq_doubt *doubt, guard_pq_keywords *k
             }
         }
         if (a.conn != NULL) {
+            guard_error before = doubt->error;
             v = try_once(&a);
+            if (v == VERDICT_AGAIN && before.code != 0 && doubt->error.domain == GUARD_TIMEOUT) {
+                doubt->error = before; /* likewise */
+            }
         }
         if (v == VERDICT_NEVER && own == NULL) {
             v = VERDICT_AGAIN; /* it may be the caller's connection: another role, another place */
