@@ -297,7 +297,8 @@ struct guard_scope {
  * GUARD_DEFER(fn, arg); runs fn(arg) at the end of the enclosing block: a scope with this one deferred function, Go's `defer fn(arg)`. All that
  * is said of GUARD_AUTO and guard_defer holds for it, but:
  *
- *   - the scope has no name, so that nothing else can be registered on it, and there is no ticket to dismiss or release it by;
+ *   - the scope has no name, so that nothing else can be registered on it, a forked child cannot adopt it (it does not run what its parent
+ *     registered), and there is no ticket to dismiss or release it by;
  *   - a panic that is held is not raised here but by the next call: what fn is to release has been acquired already;
  *   - what it needs lies in the frame. It takes no memory (but for a thread's first use, as any scope) and little more than half the time of
  *     GUARD_AUTO with a guard_defer. Where a foreign jump (longjmp) passes the frame, fn is not run and no report can say so.

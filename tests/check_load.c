@@ -460,6 +460,18 @@ START_TEST(a_rejects_file_that_cannot_be_written_is_seen_before_loading)
 }
 END_TEST
 
+/* Opened and closed beside SQLite it would lose its locks. */
+START_TEST(the_database_is_no_file_to_load)
+{
+    write_file("f.csv", "a\n1\n");
+    run_sql("t.db", TABLE);
+    ck_assert_int_eq(symlink("t.db", "link.csv"), 0);
+    load_expect_error(load_run("--db sqlite:t.db --into t f.csv t.db"), 1, "t.db is the database of this load");
+    load_expect_error(load_run("--db sqlite:t.db --into t link.csv"), 1, "link.csv is the database of this load");
+    expect_nothing_done();
+}
+END_TEST
+
 START_TEST(the_rejects_never_overwrite_a_file_of_the_load)
 {
     run_sql("t.db", TABLE);
@@ -558,6 +570,7 @@ int main(void)
         a_schema_that_fails_is_named_and_taken_back,
         a_file_that_is_no_database_is_named,
         a_rejects_file_that_cannot_be_written_is_seen_before_loading,
+        the_database_is_no_file_to_load,
         the_rejects_never_overwrite_a_file_of_the_load,
         what_is_said_never_goes_into_a_file_that_took_a_closed_descriptor,
         output_that_cannot_be_written_fails_the_run_after_loading,

@@ -51,13 +51,6 @@ static void check_numbers(int rows)
     ck_assert_int_eq(server_number("SELECT count(*) FROM guard_load_chunk WHERE done_by IS NULL"), 0);
 }
 
-/* Time itself: what is killed afterwards is to be hit at any moment of its work. */
-static void rest(long microseconds)
-{
-    struct timespec time = {microseconds / 1000000, microseconds % 1000000 * 1000};
-    nanosleep(&time, NULL);
-}
-
 /* ------------------------------------------------------------------------------------------------- one row -- */
 
 START_TEST(each_kind_of_bad_row_is_rejected_with_its_reason_and_takes_no_good_one_along)
@@ -560,7 +553,8 @@ static void load_among_killers(uint64_t *state, int kills)
         start_process(&processes[i], 1 + i % 2);
     }
     for (int i = 0; i < kills; i++) {
-        rest(1000 + random_next(state) % 30000);
+        /* Time itself: what is killed now is to be hit at any moment of its work. */
+        pause_ms(1 + (int)(random_next(state) % 30));
         int victim = (int)(random_next(state) % PROCESSES);
         if (random_next(state) % 2 == 0) {
             server_run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'guard-load' "

@@ -182,14 +182,26 @@ static void load_each(void *arg)
     }
 }
 
+static int is_same_file(const char *a, const char *b)
+{
+    struct stat one;
+    struct stat other;
+    return stat(a, &one) == 0 && stat(b, &other) == 0 && one.st_dev == other.st_dev && one.st_ino == other.st_ino;
+}
+
 /* A file that is missing must be noticed before another one is loaded. Standard input is only read when its turn comes. */
 static void check_files(const load_options *o)
 {
     for (size_t i = 0; i < o->file_count; i++) {
         GUARD_AUTO(s);
-        if (strcmp(o->files[i], "-") != 0) {
-            source_open(s, o->files[i], NULL);
+        if (strcmp(o->files[i], "-") == 0) {
+            continue;
         }
+        /* Not even looked into: closing any descriptor of it would take SQLite's locks away. */
+        if (is_same_file(o->files[i], o->database)) {
+            guard_panic(EXIT_FAILED, "%s is the database of this load", o->files[i]);
+        }
+        source_open(s, o->files[i], NULL);
     }
 }
 
@@ -201,13 +213,6 @@ static void open_first(load_run *run, guard_scope *scope)
         run->first = source_open(scope, file, NULL);
         source_identify_ahead(scope, run->first);
     }
-}
-
-static int is_same_file(const char *a, const char *b)
-{
-    struct stat one;
-    struct stat other;
-    return stat(a, &one) == 0 && stat(b, &other) == 0 && one.st_dev == other.st_dev && one.st_ino == other.st_ino;
 }
 
 /* The rejects replace what is at their path, which must be nothing of this load. */
