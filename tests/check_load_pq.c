@@ -377,12 +377,12 @@ START_TEST(batches_become_large_unless_rows_are_checked_late_or_a_size_is_asked_
 }
 END_TEST
 
-/* The first 10,000 take a second and a half. */
+/* The first 10,000 take three seconds. */
 START_TEST(batches_become_small_where_rows_are_slow)
 {
     make_table("CREATE TABLE t(a int);"
                "CREATE OR REPLACE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
-               "IF NEW.a = 10000 THEN PERFORM pg_sleep(1.5); END IF; RETURN NEW; END $$;"
+               "IF NEW.a = 10000 THEN PERFORM pg_sleep(3); END IF; RETURN NEW; END $$;"
                "CREATE TRIGGER slow BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION slow()");
     FILE *file = fopen("f.csv", "w");
     fputs("a\n", file);

@@ -17,7 +17,7 @@ const char options_help[] =
     "  --into TABLE       the table\n"
     "  --schema FILE.sql  run first, in a transaction of its own, when TABLE does not exist\n"
     "  --batch N          rows in one transaction, which is what a kill loses at most (default: 10000; PostgreSQL: as\n"
-    "                     many as take a second, up to 100000)\n"
+    "                     many as take two seconds, up to 250000)\n"
     "  --rejects FILE     write the rejected rows as CSV: file, line, code, reason, the row as it stood\n"
     "  --max-rejects N    give up after N rejected rows, the batch under way is rolled back (default: never)\n"
     "  --delimiter C      between fields: one ASCII character, or \\t (default: a comma)\n"

@@ -139,7 +139,7 @@ static void put_rows(pq_try *attempt)
 {
     pq_worker *w = attempt->worker;
     GUARD_AUTO(s);
-    guard_pq_copy *copy = guard_pq_copy_in(s, w->link->pq, w->target->copy);
+    guard_pq_copy *copy = guard_pq_copy_in(s, w->link->pq, pq_pace_copy(w));
     if (attempt->order == NULL) {
         put_chunk(copy, attempt);
     } else {
@@ -168,6 +168,13 @@ static void run_try(guard_tx *tx, void *arg)
     }
 }
 
+/* The statement: by its syntax, for want of a privilege or of what it needs. */
+static int is_refused(const guard_error *error)
+{
+    return error->domain == GUARD_PQ &&
+           (strncmp(error->sqlstate, "42", 2) == 0 || strncmp(error->sqlstate, "0A", 2) == 0);
+}
+
 int pq_copy_try(pq_try *attempt, guard_tx *tx)
 {
     pq_worker *w = attempt->worker;
@@ -175,6 +182,9 @@ int pq_copy_try(pq_try *attempt, guard_tx *tx)
         return 1;
     }
     if (!pq_copy_is_row_fault(&attempt->result.error)) {
+        if (is_refused(&attempt->result.error) && pq_pace_refuse(w)) {
+            return pq_copy_try(attempt, tx);
+        }
         guard_panic_error(&attempt->result.error);
     }
     if (attempt->order == NULL) {

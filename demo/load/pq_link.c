@@ -29,6 +29,7 @@ static void connect_link(pq_link *link)
 {
     guard_pq_options options = {.statement_ms = STATEMENT_MS, .commit_ms = STATEMENT_MS};
     link->pq = guard_pq_open(link->scope, link->conninfo, &options);
+    link->connections++;
 }
 
 static pq_link *make_link(guard_scope *scope, const char *conninfo, double retry_for)

@@ -47,7 +47,8 @@ static void find_table(guard_tx *tx, void *arg)
     static const char sql[] =
         "SELECT c.oid, n.nspname, c.relname, c.relkind IN ('r', 'p'), EXISTS (SELECT FROM pg_constraint k WHERE "
         "k.contype = 'f' AND k.conrelid = c.oid AND k.confrelid = c.oid), EXISTS (SELECT FROM pg_constraint k WHERE "
-        "k.condeferred AND k.conrelid = c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE "
+        "k.condeferred AND k.conrelid = c.oid), EXISTS (SELECT FROM pg_constraint k WHERE k.contype = 'f' AND "
+        "k.conrelid = c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE "
         "c.oid = ";
     table_search *search = arg;
     load_target *target = search->target;
@@ -72,6 +73,7 @@ static void find_table(guard_tx *tx, void *arg)
                                          identifier(s, target, target->relation));
     target->refers_to_itself = strcmp(PQgetvalue(row, 0, 4), "t") == 0;
     target->is_checked_late = strcmp(PQgetvalue(row, 0, 5), "t") == 0;
+    target->has_foreign_key = strcmp(PQgetvalue(row, 0, 6), "t") == 0;
     read_columns(search->scope, target, pq);
 }
 
@@ -204,6 +206,7 @@ static void pq_prepare(guard_scope *scope, load_target *target, const load_job *
     }
     target->copy = guard_memory_format(scope, NULL, "COPY %s (%s) FROM STDIN WITH (FORMAT text, ENCODING 'UTF8')",
                                        target->quoted, names);
+    target->copy_singly = guard_memory_format(scope, NULL, "%s WHERE pg_catalog.random() IS NOT NULL", target->copy);
 }
 
 const target_driver pq_driver = {

@@ -9,6 +9,7 @@
  *     pq_copy.c      rows into the table, and which of them it refuses
  *     pq_accuse.c    the rows whose foreign keys lead nowhere, by one question
  *     pq_deferred.c  the same where a constraint is checked late
+ *     pq_pace.c      how fast rows go in, and whether together or one by one
  *     pq_cut.c       the file cut into chunks, and told complete
  *     pq_worker.c    chunks claimed, loaded and committed, by one worker or several
  */
@@ -25,9 +26,10 @@
 typedef struct pq_link {
     guard_scope *scope;
     const char *conninfo;
-    double retry_for; /* seconds */
-    guard_pq *pq;     /* NULL while it is lost */
-    uint64_t retries; /* transactions run again */
+    double retry_for;     /* seconds */
+    guard_pq *pq;         /* NULL while it is lost */
+    uint64_t connections; /* made so far */
+    uint64_t retries;     /* transactions run again */
     uint64_t resolved;
 } pq_link;
 
@@ -84,10 +86,12 @@ struct load_target {
     load_column *columns;
     size_t column_count;
     int refers_to_itself;
+    int has_foreign_key;
     int is_checked_late; /* by one constraint at least, at the end of the transaction */
 
     /* For the file that is being loaded. */
     const char *copy;
+    const char *copy_singly; /* see pq_pace.c */
     guard_scope *scope;
     const char
         *given_up_digest; /* --max-rejects: the rejects of the chunk that was rolled back, in the order of lines */
@@ -154,6 +158,14 @@ typedef struct pq_cuts {
     int at_end;         /* of the file */
 } pq_cuts;
 
+typedef struct pq_pace {
+    double rows;  /* in a second, of the last chunk; 0: there was none */
+    double of[2]; /* the same by how its rows went in, see pq_pace.c */
+    int singly;   /* the chunk at hand */
+    int refused;  /* the server does not take rows so */
+    uint64_t connection;
+} pq_pace;
+
 /* What loads chunks, one in each thread. */
 typedef struct pq_worker {
     struct pq_team *team;
@@ -169,7 +181,7 @@ typedef struct pq_worker {
     pq_chunk chunk;
     pq_rejects rejects; /* of the try under way */
     uint64_t loaded;    /* in the try under way */
-    double pace;        /* rows in a second, of the last chunk; 0: there was none */
+    pq_pace pace;
     uint64_t chunks_seen;
     int cut_to_end; /* these are all of the file */
     pq_cuts ahead;  /* what was found and may not be told yet */
@@ -233,6 +245,23 @@ int pq_copy_is_row_fault(const guard_error *error);
 
 /* Rejects a row for what the server said. */
 void pq_copy_reject(pq_worker *worker, size_t row, const guard_error *error);
+
+/* ---------------------------------------------------------------------------------------------------- pace -- */
+
+/* Chooses how the chunk's rows go in. */
+void pq_pace_begin(pq_worker *worker);
+
+/* Notes how long they took. */
+void pq_pace_end(pq_worker *worker, double seconds);
+
+/* 1 when the chunk after the one at hand, or after the last one, is the first whose rows go in the other way: it is to be small. */
+int pq_pace_tests_next(const pq_worker *worker);
+
+/* The COPY of the chunk at hand. */
+const char *pq_pace_copy(const pq_worker *worker);
+
+/* 1 when rows went in one by one, which they do not from now on: what failed is to be tried once more. */
+int pq_pace_refuse(pq_worker *worker);
 
 /* ------------------------------------------------------------------------------------------------- cutting -- */
 

@@ -256,11 +256,12 @@ static void load_chunk(guard_tx *tx, void *arg)
     if (!w->claimed) {
         return;
     }
+    pq_pace_begin(w);
     put_rows(w, tx);
     save_rejects(w);
     finish_chunk(w, pq);
     source_check_unchanged(w->source);
-    w->pace = (double)w->chunk.read / (clock_seconds() - began + 1e-6);
+    pq_pace_end(w, clock_seconds() - began);
 }
 
 /* ------------------------------------------------------------------------------------------------ waiting -- */

@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * check_load_pq_pace.c: guard-load into a table with foreign keys, where it tries whether rows go in faster one by one: what is loaded and
+ * rejected is the same, and the faster way is kept.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "load_program.h"
+#include "server.h"
+
+#define LOGGED "postgresql:///?options=-c%20log_statement%3Dall"
+#define BATCH 1000
+
+/* A table with a foreign key, that has a sleep of half a second before row `slow`. */
+static void make_table(int slow)
+{
+    char sql[1000];
+    server_run("DROP TABLE IF EXISTS t, parent, guard_load_file, guard_load_chunk, guard_load_reject CASCADE");
+    server_run("CREATE TABLE parent(p int PRIMARY KEY); INSERT INTO parent VALUES (1);"
+               "CREATE TABLE t(a int NOT NULL CHECK (a > 0), c int REFERENCES parent)");
+    snprintf(sql, sizeof sql,
+             "CREATE OR REPLACE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+             "IF NEW.a = %d THEN PERFORM pg_sleep(0.5); END IF; RETURN NEW; END $$;"
+             "CREATE TRIGGER slow BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION slow()",
+             slow);
+    server_run(sql);
+}
+
+static void write_rows(int rows)
+{
+    FILE *file = fopen("f.csv", "w");
+    ck_assert_ptr_nonnull(file);
+    fputs("a,c\n", file);
+    for (int i = 1; i <= rows; i++) {
+        fprintf(file, "%d,1\n", i);
+    }
+    ck_assert_int_eq(fclose(file), 0);
+}
+
+/* Lines of the server's log that have both. */
+static long count_in_log(const char *first, const char *second)
+{
+    long lines = 0;
+    const char *at = read_file(getenv("GUARD_TEST_PG_LOG"));
+    while ((at = strstr(at, first)) != NULL) {
+        size_t length = strcspn(at, "\n");
+        lines += memmem(at, length, second, strlen(second)) != NULL;
+        at += length;
+    }
+    return lines;
+}
+
+static long count_singly(void)
+{
+    return count_in_log("LOG:  statement: COPY ", "WHERE pg_catalog.random() IS NOT NULL");
+}
+
+/* Of the COPYs into t, those whose rows go in one by one. */
+static long loaded_singly(const char *options, int rows)
+{
+    long before = count_singly();
+    load_expect(load_run("--db %s --into t --quiet %s f.csv", LOGGED, options), 0);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t"), rows);
+    ck_assert_int_eq(server_number("SELECT count(DISTINCT a) FROM t"), rows);
+    return count_singly() - before;
+}
+
+START_TEST(rows_go_in_one_by_one_where_that_was_faster)
+{
+    make_table(1);
+    write_rows(5 * BATCH);
+    ck_assert_int_eq(loaded_singly("--batch 1000", 5 * BATCH), 4);
+}
+END_TEST
+
+START_TEST(rows_go_in_together_where_one_by_one_was_slower)
+{
+    make_table(BATCH + 1);
+    write_rows(5 * BATCH);
+    ck_assert_int_eq(loaded_singly("--batch 1000", 5 * BATCH), 1);
+}
+END_TEST
+
+START_TEST(the_chunk_that_tries_it_is_small)
+{
+    make_table(0);
+    write_rows(50000);
+    ck_assert_int_ge(loaded_singly("", 50000), 1);
+    ck_assert_int_eq(server_number("SELECT rows_loaded FROM guard_load_chunk WHERE number = 2"), 10000);
+    ck_assert_int_eq(server_number("SELECT rows_loaded FROM guard_load_chunk WHERE number = 3"), 30000);
+}
+END_TEST
+
+START_TEST(it_is_not_tried_without_foreign_keys_or_where_they_are_checked_late)
+{
+    write_rows(3 * BATCH);
+    make_table(1);
+    server_run("ALTER TABLE t DROP CONSTRAINT t_c_fkey");
+    ck_assert_int_eq(loaded_singly("--batch 1000", 3 * BATCH), 0);
+    make_table(1);
+    server_run("ALTER TABLE t ALTER CONSTRAINT t_c_fkey DEFERRABLE INITIALLY DEFERRED");
+    ck_assert_int_eq(loaded_singly("--batch 1000", 3 * BATCH), 0);
+}
+END_TEST
+
+/* The one in its third second: what was measured is of the connection that is gone. */
+START_TEST(a_connection_made_anew_measures_anew)
+{
+    make_table(1);
+    server_run("DROP SEQUENCE IF EXISTS once; CREATE SEQUENCE once;"
+               "CREATE OR REPLACE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+               "IF NEW.a = 3500 AND nextval('once') = 1 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF; "
+               "RETURN NEW; END $$;"
+               "CREATE TRIGGER die BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION die()");
+    write_rows(5 * BATCH);
+    /* The second, the third, the fourth, which is cut short and then goes in together, and the fifth. */
+    ck_assert_int_eq(loaded_singly("--batch 1000", 5 * BATCH), 4);
+}
+END_TEST
+
+START_TEST(a_server_that_refuses_it_is_asked_once_and_every_row_is_loaded)
+{
+    make_table(1);
+    if (server_number("SELECT 1 FROM pg_roles WHERE rolname = 'loader'") == 1) {
+        server_run("DROP OWNED BY loader; DROP ROLE loader");
+    }
+    server_run("CREATE ROLE loader LOGIN; GRANT ALL ON SCHEMA public TO loader; GRANT ALL ON t, parent TO loader;"
+               "REVOKE EXECUTE ON FUNCTION pg_catalog.random() FROM PUBLIC");
+    write_rows(5 * BATCH);
+    long before = count_in_log("ERROR:", "permission denied for function random");
+    load_output output = load_run("--db 'postgresql:///?user=loader' --into t --batch 1000 --json --quiet f.csv");
+    server_run("GRANT EXECUTE ON FUNCTION pg_catalog.random() TO PUBLIC");
+    load_expect(output, 0);
+    ck_assert_int_eq(load_json(output, "rows_loaded"), 5 * BATCH);
+    ck_assert_int_eq(load_json(output, "retries"), 0);
+    ck_assert_int_eq(server_number("SELECT count(DISTINCT a) FROM t"), 5 * BATCH);
+    ck_assert_int_eq(count_in_log("ERROR:", "permission denied for function random") - before, 1);
+}
+END_TEST
+
+/* The first chunk is slow, so that all others, with the bad rows, go in one by one. */
+START_TEST(each_bad_row_is_rejected_and_takes_no_good_one_along)
+{
+    make_table(1);
+    write_rows(BATCH);
+    FILE *file = fopen("f.csv", "a");
+    ck_assert_ptr_nonnull(file);
+    for (int i = BATCH + 1; i <= 5 * BATCH; i++) {
+        static const char *const before[] = {"", "x", "-", ""};
+        static const char *const behind[] = {"7", "1", "1", "1,1"};
+        int kind = i / 100 % 5;
+        if (i % 100 != 0) {
+            fprintf(file, "%d,1\n", i);
+        } else if (kind == 4) {
+            fputs(",1\n", file);
+        } else {
+            fprintf(file, "%s%d,%s\n", before[kind], i, behind[kind]);
+        }
+    }
+    ck_assert_int_eq(fclose(file), 0);
+    long before = count_singly();
+    load_output output = load_run("--db %s --into t --batch 1000 --json --quiet f.csv", LOGGED);
+    load_expect(output, 3);
+    ck_assert_int_gt(count_singly() - before, 3);
+    ck_assert_int_eq(load_json(output, "rows_loaded"), 5 * BATCH - 40);
+    ck_assert_int_eq(load_json(output, "rows_rejected"), 40);
+    ck_assert_int_eq(server_number("SELECT count(DISTINCT a) FROM t"), 5 * BATCH - 40);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t WHERE a > 1000 AND a % 100 = 0"), 0);
+    static const char *const codes[] = {"foreign_key", "type", "check", "columns", "not_null"};
+    for (size_t i = 0; i < sizeof codes / sizeof *codes; i++) {
+        char sql[200];
+        snprintf(sql, sizeof sql,
+                 "SELECT count(*) FROM guard_load_reject WHERE code = '%s' AND (line - 1) / 100 %% 5 = %zu", codes[i],
+                 i);
+        ck_assert_msg(server_number(sql) == 8, "%s: %ld rows", codes[i], (long)server_number(sql));
+    }
+}
+END_TEST
+
+int main(void)
+{
+    const TTest *const tests[] = {
+        rows_go_in_one_by_one_where_that_was_faster,
+        rows_go_in_together_where_one_by_one_was_slower,
+        the_chunk_that_tries_it_is_small,
+        it_is_not_tried_without_foreign_keys_or_where_they_are_checked_late,
+        a_connection_made_anew_measures_anew,
+        a_server_that_refuses_it_is_asked_once_and_every_row_is_loaded,
+        each_bad_row_is_rejected_and_takes_no_good_one_along,
+    };
+    return load_suite_run("load_pq_pace", tests, sizeof tests / sizeof *tests, SCRATCH_IN_MEMORY);
+}
