@@ -131,7 +131,7 @@ int guard_pq_sql_may_end(const char *sql, int backslashes, int one_statement, in
         } else if (*sql == '"') {
             sql = skip_quoted(sql, '"', 0);
         } else if (sql[0] == '-' && sql[1] == '-') {
-            sql += strcspn(sql, "\n");
+            sql += strcspn(sql, "\n\r");
         } else if (sql[0] == '/' && sql[1] == '*') {
             sql = skip_comment(sql);
         } else {
@@ -147,7 +147,7 @@ int guard_pq_sql_is_of_rows(const char *sql)
     static const char *const words[] = {"select", "insert", "update", "delete", "merge", "with", "values"};
     for (;;) {
         if (sql[0] == '-' && sql[1] == '-') {
-            sql += strcspn(sql, "\n");
+            sql += strcspn(sql, "\n\r");
         } else if (sql[0] == '/' && sql[1] == '*') {
             sql = skip_comment(sql);
         } else if (isspace((unsigned char)*sql)) {

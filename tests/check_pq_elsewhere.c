@@ -167,6 +167,7 @@ START_TEST(lost_sql_that_may_have_ended_it_is_never_told_wrong)
     } cases[] = {
         {"INSERT INTO t VALUES (1); COMMIT", GUARD_IN_DOUBT},
         {"INSERT INTO t VALUES (1);\n-- done\n/* yes /* really */ */ eNd;", GUARD_IN_DOUBT},
+        {"INSERT INTO t VALUES (1); -- a line of an old Macintosh\rCOMMIT", GUARD_IN_DOUBT},
         {"INSERT INTO t VALUES (1, E'\\'; x'); COMMIT", GUARD_IN_DOUBT},
         {"INSERT INTO t VALUES (1, 'back\\'); COMMIT --'", GUARD_IN_DOUBT},
         {"INSERT INTO t VALUES (1, E'a' -- and\n '\\' goes on'); COMMIT", GUARD_IN_DOUBT},
