@@ -125,7 +125,10 @@ static int send_commit(guard_pq *pq)
     return PQsendQuery(pq->conn, commit_sql(pq, sql, sizeof(sql)));
 }
 
-/* Past the deadline. Where COMMIT's tag was read all the same, what follows it is not waited for. */
+/*
+ * Past the deadline. Where COMMIT's tag was read all the same, what follows it is not waited for, and nobody gets it for an answer of his
+ * own, nor a connection on which libpq sends nothing any more.
+ */
 static void give_up(guard_pq *pq, answer *a)
 {
     if (!a->has_error) {
@@ -133,9 +136,7 @@ static void give_up(guard_pq *pq, answer *a)
         a->has_error = 1;
     }
     a->refused = 0;
-    if (pq->message != 0) {
-        guard_pq_cut(pq);
-    }
+    guard_pq_cut(pq);
 }
 
 static void ask(guard_pq *pq, answer *a)
