@@ -434,9 +434,10 @@ GUARD_API guard_outcome guard_pq_transact_raw_at(PGconn *raw, guard_tx_fn *fn, v
  * included. Run it once, as a role that may create tables in its schema. Not inside a transaction. Panics with GUARD_PQ_MARKER where the
  * role then has not got what it needs, as the server only warns of a GRANT by who may not grant.
  *
- * A session that closes in order takes its row back; one that was killed leaves one row, and so does each transaction
- * that was in doubt. Rows may be deleted when no token older than them is still to be resolved; they have a time. One row, whose time
- * is infinite, says which table this is: without it BEGIN panics with GUARD_PQ_MARKER until this function has put one back.
+ * A session that closes in order takes its row back; one that was killed, or that finds the table locked for half a second, leaves one
+ * row, and so does each transaction that was in doubt. Rows may be deleted when no token older than them is still to be resolved; they
+ * have a time. One row, whose time is infinite, says which table this is: without it BEGIN panics with GUARD_PQ_MARKER until this function
+ * has put one back.
  */
 #define guard_pq_marker_install(pq, role) guard_pq_marker_install_at((pq), (role), GUARD_HERE)
 GUARD_API void guard_pq_marker_install_at(guard_pq *pq, const char *role, const guard_place *place);

@@ -239,15 +239,23 @@ void guard_pq_marks_failed(guard_pq *pq, const char *sqlstate)
     }
 }
 
-/* `settings` are for SET LOCAL. */
-static void delete_rows(guard_pq *pq, const char *settings, uint64_t first, guard_pq_deadline deadline)
+/* How long a row is waited for: a lock of the whole table's is no reason to hold its session up, or to give an adopted connection up. */
+enum { LOCK_MS = 500 };
+
+static int lock_ms(guard_pq_deadline deadline)
+{
+    int left = guard_pq_left(deadline);
+    return left < 0 || left / 2 > LOCK_MS ? LOCK_MS : left / 2 + 1;
+}
+
+static void delete_rows(guard_pq *pq, int lock_timeout, uint64_t first, guard_pq_deadline deadline)
 {
     char sql[GUARD_PQ_SQL_MAX];
     guard_error ignored;
     snprintf(sql, sizeof(sql),
-             "BEGIN; SET LOCAL synchronous_commit = off; %sDELETE FROM %s WHERE session = '%s' AND seq >= %" PRIu64
-             "; COMMIT",
-             settings, pq->table, pq->marks.id, first);
+             "BEGIN; SET LOCAL synchronous_commit = off; SET LOCAL lock_timeout = %d; "
+             "DELETE FROM %s WHERE session = '%s' AND seq >= %" PRIu64 "; COMMIT",
+             lock_timeout, pq->table, pq->marks.id, first);
     guard_pq_query_on(pq->conn, sql, NULL, deadline, NULL, &ignored);
     if (PQtransactionStatus(pq->conn) != PQTRANS_IDLE) {
         guard_pq_roll_back(pq, "ROLLBACK", deadline, &ignored);
@@ -265,9 +273,9 @@ void guard_pq_marks_close(guard_pq *pq, guard_pq_deadline deadline)
      * Nobody waits for this row's end, so neither do we for the disk. What is before `kept` is there only where a PREPARE TRANSACTION
      * is to delete it, which is not waited for.
      */
-    delete_rows(pq, "", m->kept, deadline);
+    delete_rows(pq, lock_ms(deadline), m->kept, deadline);
     if (m->two_phase && !pq->cut) {
-        delete_rows(pq, "SET LOCAL lock_timeout = 1; ", 0, deadline); /* what was before one that is over meanwhile */
+        delete_rows(pq, 1, 0, deadline); /* what was before one that is over meanwhile */
     }
     m->rows = 0;
 }

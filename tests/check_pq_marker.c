@@ -203,6 +203,30 @@ START_TEST(a_commit_whose_prepared_statement_was_taken_away_is_told_as_it_ended)
 }
 END_TEST
 
+static void commit_then_lock_the_table(void *arg)
+{
+    PGconn **both = arg; /* the program's; whose lock it is */
+    GUARD_AUTO(s);
+    guard_pq *pq = guard_pq_adopt(s, both[0], NULL);
+    ck_assert_int_eq(guard_pq_transact(pq, insert_next, NULL, &with_row, NULL), GUARD_COMMITTED);
+    PQclear(PQexec(both[1], "BEGIN; LOCK TABLE guard_marker IN SHARE MODE"));
+}
+
+START_TEST(an_adopted_connection_outlives_a_close_that_finds_the_marker_table_locked)
+{
+    guard_error error;
+    server_reset();
+    PGconn *both[2] = {server_connect(""), server_connect("")};
+    ck_assert_msg(guard_run(commit_then_lock_the_table, both, &error) == 0, "%s", error.message);
+    PGresult *rows = PQexec(both[0], "SELECT 1");
+    ck_assert_msg(PQresultStatus(rows) == PGRES_TUPLES_OK, "%s", PQerrorMessage(both[0]));
+    PQclear(rows);
+    ck_assert_int_eq(PQtransactionStatus(both[0]), PQTRANS_IDLE);
+    PQfinish(both[1]);
+    PQfinish(both[0]);
+}
+END_TEST
+
 typedef struct silence {
     wire_proxy *proxy;
     uint64_t after; /* bytes of the answer to COMMIT; 0: none of it is withheld */
@@ -257,6 +281,7 @@ int main(void)
         a_prepared_transaction_with_a_marker_does_not_block_the_next_of_its_session,
         a_connection_is_at_rest_after_a_commit_with_a_marker_whichever_way_that_ended,
         a_commit_whose_prepared_statement_was_taken_away_is_told_as_it_ended,
+        an_adopted_connection_outlives_a_close_that_finds_the_marker_table_locked,
         a_commit_is_told_by_its_tag_though_what_follows_never_comes,
     };
     return suite_run("pq_marker", tests, sizeof tests / sizeof *tests);
