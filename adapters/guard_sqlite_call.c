@@ -53,8 +53,7 @@ int guard_sqlite_call_prepare(guard_sqlite *db, const char *sql, int64_t length,
     return rc;
 }
 
-/* Apart, for its frame. */
-static __attribute__((noinline)) int step_adopted(guard_sqlite *db, sqlite3_stmt *stmt)
+int guard_sqlite_call_step_adopted(guard_sqlite *db, sqlite3_stmt *stmt)
 {
     call_guard call;
     call_open(db, &call);
@@ -63,22 +62,9 @@ static __attribute__((noinline)) int step_adopted(guard_sqlite *db, sqlite3_stmt
     return rc;
 }
 
-static inline __attribute__((always_inline)) int step_any(guard_sqlite *db, sqlite3_stmt *stmt)
-{
-    if (GUARD_IMPL_UNLIKELY(db->adopted)) {
-        return step_adopted(db, stmt);
-    }
-    db->calls++;
-    int state = guard_foreign_open();
-    int rc = sqlite3_step(stmt);
-    guard_foreign_close(state);
-    db->calls--;
-    return rc;
-}
-
 int guard_sqlite_call_step(guard_sqlite *db, sqlite3_stmt *stmt)
 {
-    return step_any(db, stmt);
+    return guard_sqlite_step_any(db, stmt);
 }
 
 int guard_sqlite_call_exec(guard_sqlite *db, const char *sql, guard_sqlite_row_fn *row, void *arg, char **message)
@@ -152,22 +138,23 @@ int guard_sqlite_prepare_control(guard_sqlite *db, control which)
     return rc == SQLITE_OK ? rc : sqlite3_extended_errcode(db->raw);
 }
 
-int guard_sqlite_call_control(guard_sqlite *db, control which)
+int guard_sqlite_call_control_slow(guard_sqlite *db, control which)
+{
+    int rc = guard_sqlite_prepare_control(db, which);
+    return rc == SQLITE_OK ? guard_sqlite_call_control(db, which) : rc;
+}
+
+/* It did not end with SQLITE_DONE. */
+int guard_sqlite_control_failed(guard_sqlite *db, control which, int rc)
 {
     sqlite3_stmt *stmt = db->control[which];
-    if (GUARD_IMPL_UNLIKELY(stmt == NULL)) {
-        int rc = guard_sqlite_prepare_control(db, which);
-        if (rc != SQLITE_OK) {
-            return rc;
-        }
-        stmt = db->control[which];
-    }
-    int rc = step_any(db, stmt);
-    if (GUARD_IMPL_LIKELY(rc == SQLITE_DONE)) {
+    if (rc == SQLITE_MISUSE) {
+        /* An SQLite that was built with SQLITE_OMIT_AUTORESET. */
         sqlite3_reset(stmt);
-        return SQLITE_OK;
+        rc = guard_sqlite_call_step(db, stmt);
     }
-    rc = sqlite3_extended_errcode(db->raw);
+    int is_done = rc == SQLITE_DONE;
+    rc = is_done ? SQLITE_OK : sqlite3_extended_errcode(db->raw);
     sqlite3_reset(stmt); /* gives the same code and message again */
-    return rc != SQLITE_OK ? rc : SQLITE_ERROR;
+    return is_done || rc != SQLITE_OK ? rc : SQLITE_ERROR;
 }

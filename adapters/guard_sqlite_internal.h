@@ -44,16 +44,16 @@ struct guard_sqlite {
     guard_sqlite *next_inherited;
     dev_t device; /* of its main file; inode 0: it has none */
     ino_t inode;
-    int64_t since;    /* guard_dump_clock */
-    char path[104];   /* of its main file, cut, for descriptions: SQLite moves its own when a database is attached */
-    int raw_given;    /* the program has a handle of SQLite's own, and may step statements that we do not see */
-    unsigned reading; /* statements of ours that stand on a row */
-    int watched;      /* a transaction is open, or the connection is poisoned: look before each statement */
-    unsigned calls;   /* calls of ours that SQLite is in: a latched panic has somebody who raises it */
-    unsigned inside;  /* functions of the program's that SQLite is in: a statement is in its middle */
-    pthread_t thread; /* of the open transaction */
-    int32_t busy_ms;  /* never 0 */
-    int waiting;      /* `wait` belongs to a BEGIN or COMMIT */
+    int64_t since;      /* guard_dump_clock */
+    char path[104];     /* of its main file, cut, for descriptions: SQLite moves its own when a database is attached */
+    int raw_given;      /* the program has a handle of SQLite's own, and may step statements that we do not see */
+    unsigned reading;   /* statements of ours that stand on a row */
+    int watched;        /* a transaction is open, or the connection is poisoned: look before each statement */
+    unsigned calls;     /* calls of ours that SQLite is in: a latched panic has somebody who raises it */
+    unsigned inside;    /* functions of the program's that SQLite is in: a statement is in its middle */
+    const void *thread; /* of the open transaction: guard_sqlite_thread_here */
+    int32_t busy_ms;    /* never 0 */
+    int waiting;        /* `wait` belongs to a BEGIN or COMMIT */
     busy_wait wait;
     guard_latch latch; /* of user functions */
     sqlite3_stmt *control[CONTROL_COUNT];
@@ -64,6 +64,7 @@ struct guard_sqlite {
     sql_function *functions;
     /* The open transaction, or the latest one. */
     guard_sqlite_tx_options options;
+    int has_options;         /* 0: they are all 0, the defaults */
     int rolled_back;         /* it is known that SQLite rolled it back */
     int committed_elsewhere; /* SQL that we did not see committed, or tried to (opened connections) */
     int committing;          /* COMMIT is ours */
@@ -98,6 +99,7 @@ void guard_sqlite_raise(guard_sqlite *db, int rc, const char *sql, const guard_p
 int guard_sqlite_call_prepare(guard_sqlite *db, const char *sql, int64_t length, unsigned flags, sqlite3_stmt **stmt,
                               const char **tail);
 int guard_sqlite_call_step(guard_sqlite *db, sqlite3_stmt *stmt);
+int guard_sqlite_call_step_adopted(guard_sqlite *db, sqlite3_stmt *stmt);
 /* The progress handler of an opened connection, each so many instructions of SQLite's machine: some 10 us. */
 #define GUARD_SQLITE_PROGRESS 1000
 int guard_sqlite_progress(void *db);
@@ -108,9 +110,37 @@ int guard_sqlite_call_backup(guard_sqlite *db, sqlite3_backup *backup, int pages
 int guard_sqlite_call_close(sqlite3 *raw);
 /* Runs one statement that returns nothing: the result code, nothing raised. */
 int guard_sqlite_call_sql(guard_sqlite *db, const char *sql);
-/* Prepares on first use, steps and resets; the extended result code, SQLITE_OK when it is done. */
-int guard_sqlite_call_control(guard_sqlite *db, control which);
 int guard_sqlite_prepare_control(guard_sqlite *db, control which);
+int guard_sqlite_call_control_slow(guard_sqlite *db, control which);
+int guard_sqlite_control_failed(guard_sqlite *db, control which, int rc);
+
+/* guard_sqlite_call_step; inline for what every transaction calls. */
+static inline __attribute__((always_inline)) int guard_sqlite_step_any(guard_sqlite *db, sqlite3_stmt *stmt)
+{
+    if (GUARD_IMPL_UNLIKELY(db->adopted)) {
+        return guard_sqlite_call_step_adopted(db, stmt);
+    }
+    db->calls++;
+    int state = guard_foreign_open();
+    int rc = sqlite3_step(stmt);
+    guard_foreign_close(state);
+    db->calls--;
+    return rc;
+}
+
+/*
+ * Prepares on first use and runs; the extended result code, SQLITE_OK when it is done. Then the statement is at its end, where it holds nothing, and
+ * is reset by the next step (c3ref/step.html): within that call the connection's mutex is locked already. After a failure it is reset at once.
+ */
+static inline int guard_sqlite_call_control(guard_sqlite *db, control which)
+{
+    sqlite3_stmt *stmt = db->control[which];
+    if (GUARD_IMPL_UNLIKELY(stmt == NULL)) {
+        return guard_sqlite_call_control_slow(db, which);
+    }
+    int rc = guard_sqlite_step_any(db, stmt);
+    return GUARD_IMPL_LIKELY(rc == SQLITE_DONE) ? SQLITE_OK : guard_sqlite_control_failed(db, which, rc);
+}
 
 /* guard_sqlite_busy.c */
 int guard_sqlite_busy_handler(void *db, int count);
@@ -156,11 +186,26 @@ static inline int guard_sqlite_is_inherited(const guard_sqlite *db, const guard_
     return 1;
 }
 
+extern __thread char guard_sqlite_here __attribute__((tls_model("initial-exec"), visibility("hidden")));
+
+/* Tells threads apart. */
+static inline const void *guard_sqlite_thread_here(void)
+{
+    return &guard_sqlite_here;
+}
+
 /* 1: a statement may run now. In a guarded transaction that is asked of SQLite each time. */
 static inline int guard_sqlite_may_run(guard_sqlite *db, const guard_place *place)
 {
     guard_impl_checkpoint(place);
-    return GUARD_IMPL_LIKELY(!db->watched) || guard_sqlite_look(db, place);
+    if (!db->watched) {
+        return 1;
+    }
+    if (GUARD_IMPL_LIKELY(db->session.tx != NULL && db->thread == guard_sqlite_thread_here() && !db->is_inherited &&
+                          !db->rolled_back && !sqlite3_get_autocommit(db->raw))) {
+        return 1;
+    }
+    return guard_sqlite_look(db, place);
 }
 
 /* guard_sqlite_tx.c */

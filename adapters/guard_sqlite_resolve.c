@@ -53,6 +53,7 @@ int guard_sqlite_prepare_marker(guard_sqlite *db, guard_error *error)
 int guard_sqlite_write_marker(guard_sqlite *db)
 {
     sqlite3_stmt *stmt = db->control[CONTROL_MARKER];
+    sqlite3_reset(stmt); /* nothing can be bound at the end of its last run */
     int rc = sqlite3_bind_text(stmt, 1, db->marker_session, -1, SQLITE_STATIC);
     if (rc == SQLITE_OK) {
         rc = sqlite3_bind_int64(stmt, 2, db->marker_sequence);

@@ -37,6 +37,8 @@ static inline void set_stepped(guard_sqlite_stmt *stmt, int stepped)
     }
 }
 
+__thread char guard_sqlite_here;
+
 /* Slow side of guard_sqlite_may_run. */
 int guard_sqlite_look(guard_sqlite *db, const guard_place *place)
 {
@@ -44,7 +46,7 @@ int guard_sqlite_look(guard_sqlite *db, const guard_place *place)
         return 0;
     }
     if (GUARD_IMPL_LIKELY(db->session.tx != NULL)) {
-        if (!pthread_equal(db->thread, pthread_self())) {
+        if (db->thread != guard_sqlite_thread_here()) {
             guard_impl_misuse(place, GUARD_MISUSE_THREAD, "the connection is in a transaction of another thread");
             return 0;
         }
@@ -294,7 +296,7 @@ static int may_step(const guard_sqlite *db, guard_sqlite_stmt *stmt, const guard
     return 1;
 }
 
-int guard_sqlite_step_at(guard_sqlite_stmt *stmt, const guard_place *place)
+static inline __attribute__((always_inline)) int step_stmt(guard_sqlite_stmt *stmt, const guard_place *place)
 {
     if (!check_stmt(stmt, place)) {
         return 0;
@@ -306,7 +308,7 @@ int guard_sqlite_step_at(guard_sqlite_stmt *stmt, const guard_place *place)
     if (GUARD_IMPL_UNLIKELY(stmt->ends | stmt->cut) && !may_step(db, stmt, place)) {
         return 0;
     }
-    int rc = guard_sqlite_call_step(db, stmt->raw);
+    int rc = guard_sqlite_step_any(db, stmt->raw);
     if (GUARD_IMPL_UNLIKELY(rc != SQLITE_ROW && rc != SQLITE_DONE)) {
         rc = step_again(db, stmt, sqlite3_extended_errcode(db->raw));
     }
@@ -322,9 +324,14 @@ int guard_sqlite_step_at(guard_sqlite_stmt *stmt, const guard_place *place)
     return 0;
 }
 
+int guard_sqlite_step_at(guard_sqlite_stmt *stmt, const guard_place *place)
+{
+    return step_stmt(stmt, place);
+}
+
 void guard_sqlite_run_at(guard_sqlite_stmt *stmt, const guard_place *place)
 {
-    while (guard_sqlite_step_at(stmt, place)) {
+    while (step_stmt(stmt, place)) {
     }
 }
 

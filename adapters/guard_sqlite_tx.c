@@ -21,13 +21,23 @@ static guard_tx_status driver_status(void *connection)
     return is_gone ? GUARD_TX_IDLE : GUARD_TX_ACTIVE;
 }
 
+/* Those of the last tree are mostly the defaults too. */
+static inline void set_options(guard_sqlite *db, const guard_sqlite_tx_options *options)
+{
+    static const guard_sqlite_tx_options defaults;
+    if (GUARD_IMPL_UNLIKELY(options != NULL || db->has_options)) {
+        db->options = options != NULL ? *options : defaults;
+        db->has_options = options != NULL;
+    }
+}
+
 /* A tree has begun: what is known of the former one, and of attempts to begin, is forgotten. */
 static void start_tree(guard_sqlite *db)
 {
     db->rolled_back = 0;
     db->committed_elsewhere = 0;
     db->has_first_error = 0;
-    db->thread = pthread_self();
+    db->thread = guard_sqlite_thread_here();
     db->watched = 1;
 }
 
@@ -70,9 +80,8 @@ static int prepare_ends(guard_sqlite *db, guard_error *error)
 
 static int driver_begin(void *connection, const void *options, guard_error *error)
 {
-    static const guard_sqlite_tx_options defaults;
     guard_sqlite *db = connection;
-    db->options = options != NULL ? *(const guard_sqlite_tx_options *)options : defaults;
+    set_options(db, options);
     int code = prepare_ends(db, error);
     if (GUARD_IMPL_UNLIKELY(code != 0)) {
         return code;
@@ -288,10 +297,9 @@ static int fail_savepoint(guard_sqlite *db, int rc, const char *verb, guard_erro
 
 static int driver_savepoint(void *connection, const guard_tx_savepoint *savepoint, guard_error *error)
 {
-    static const guard_sqlite_tx_options defaults;
     guard_sqlite *db = connection;
-    if (savepoint->in_foreign && savepoint->level == 1) {
-        db->options = defaults;
+    if (GUARD_IMPL_UNLIKELY(savepoint->in_foreign && savepoint->level == 1)) {
+        set_options(db, NULL);
         start_tree(db);
     }
     int rc = run_savepoint(db, CONTROL_SAVEPOINT, "SAVEPOINT", savepoint);
@@ -369,22 +377,32 @@ static int check_given(const guard_sqlite_tx_options *options, const guard_place
     return 1;
 }
 
-static inline int check_begin(guard_sqlite *db, const guard_sqlite_tx_options *options, const guard_place *place)
+static int check_begin(const guard_sqlite *db, const guard_sqlite_tx_options *options, const guard_place *place)
 {
-    if (GUARD_IMPL_UNLIKELY(db == NULL)) {
+    if (db == NULL) {
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "the connection is NULL");
         return 0;
     }
     return (options == NULL || check_given(options, place)) && !guard_sqlite_is_inherited(db, place);
 }
 
-guard_tx *guard_sqlite_begin_at(guard_scope *scope, guard_sqlite *db, const guard_sqlite_tx_options *options,
-                                const guard_place *place)
+/* Apart: the other needs no registers of its own. */
+static __attribute__((noinline)) guard_tx *
+begin_checked(guard_scope *scope, guard_sqlite *db, const guard_sqlite_tx_options *options, const guard_place *place)
 {
     if (!check_begin(db, options, place)) {
         return NULL;
     }
     return guard_tx_begin(scope, &db->session, options != NULL ? &options->tx : NULL, options, place);
+}
+
+guard_tx *guard_sqlite_begin_at(guard_scope *scope, guard_sqlite *db, const guard_sqlite_tx_options *options,
+                                const guard_place *place)
+{
+    if (GUARD_IMPL_UNLIKELY(db == NULL || options != NULL || db->is_inherited)) {
+        return begin_checked(scope, db, options, place);
+    }
+    return guard_tx_begin(scope, &db->session, NULL, NULL, place);
 }
 
 guard_outcome guard_sqlite_transact_at(guard_sqlite *db, guard_tx_fn *fn, void *arg,

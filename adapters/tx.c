@@ -53,11 +53,12 @@ static void name_savepoint(guard_tx *tx, const char *name)
  * A handle that is registered before its BEGIN or SAVEPOINT, so that registering cannot fail behind that; until it is linked its release
  * only frees it. NULL after misuse of the scope.
  */
-static guard_tx *take_registered(guard_scope *scope, guard_tx_session *session, guard_ticket *ticket,
-                                 const guard_place *place)
+static inline __attribute__((always_inline)) guard_tx *take_registered(guard_scope *scope, guard_tx_session *session,
+                                                                       guard_ticket *ticket, const guard_place *place)
 {
-    guard_tx *tx = guard_tx_take(session);
-    *ticket = guard_tx_register(scope, tx, place);
+    guard_tx *tx = guard_tx_take(session, place);
+    tx->since = guard_dump_clock();
+    *ticket = guard_impl_defer_kind(scope, &guard_tx_kind, tx, place);
     return GUARD_IMPL_LIKELY(ticket->record != NULL) ? tx : NULL;
 }
 
@@ -119,20 +120,30 @@ guard_tx *guard_tx_open_savepoint(guard_scope *scope, guard_tx *parent, const ch
     return tx;
 }
 
-guard_tx *guard_tx_open(guard_scope *scope, guard_tx_session *session, const guard_tx_options *options,
-                        const void *driver_options, int kept, const guard_place *place)
+/* On a connection whose transaction is open: a savepoint in it. */
+static guard_tx *open_inside(guard_scope *scope, guard_tx_session *session, int durable, int kept,
+                             const guard_place *place)
+{
+    if (!guard_tx_check_thread(session->tx, place)) {
+        return NULL;
+    }
+    if (durable) {
+        refuse_durable(place);
+    }
+    return guard_tx_open_savepoint(scope, session->tx, NULL, kept, place);
+}
+
+/* Inline, once for each form: this is the way of every transaction. */
+static inline __attribute__((always_inline)) guard_tx *open_any(guard_scope *scope, guard_tx_session *session,
+                                                                const guard_tx_options *options,
+                                                                const void *driver_options, int kept,
+                                                                const guard_place *place)
 {
     guard_error error;
     int code;
     int durable = options != NULL && options->durable;
-    if (session->tx != NULL) {
-        if (!guard_tx_check_thread(session->tx, place)) {
-            return NULL;
-        }
-        if (durable) {
-            refuse_durable(place);
-        }
-        return guard_tx_open_savepoint(scope, session->tx, NULL, kept, place);
+    if (GUARD_IMPL_UNLIKELY(session->tx != NULL)) {
+        return open_inside(scope, session, durable, kept, place);
     }
     guard_raise_held();
     guard_impl_cancel_point(place);
@@ -141,7 +152,7 @@ guard_tx *guard_tx_open(guard_scope *scope, guard_tx_session *session, const gua
     }
     guard_tx_status status = session->driver->status(session->connection);
     session->in_foreign = status == GUARD_TX_ACTIVE || status == GUARD_TX_ABORTED;
-    if (session->in_foreign && durable) {
+    if (GUARD_IMPL_UNLIKELY(session->in_foreign && durable)) {
         refuse_durable(place);
     }
     guard_ticket ticket;
@@ -149,7 +160,7 @@ guard_tx *guard_tx_open(guard_scope *scope, guard_tx_session *session, const gua
     if (GUARD_IMPL_UNLIKELY(tx == NULL)) {
         return NULL;
     }
-    if (session->in_foreign) {
+    if (GUARD_IMPL_UNLIKELY(session->in_foreign)) {
         code = begin_savepoint(tx, 1, NULL, &error);
     } else {
         tx->savepoint.level = 0;
@@ -160,13 +171,19 @@ guard_tx *guard_tx_open(guard_scope *scope, guard_tx_session *session, const gua
     return tx;
 }
 
+guard_tx *guard_tx_open(guard_scope *scope, guard_tx_session *session, const guard_tx_options *options,
+                        const void *driver_options, int kept, const guard_place *place)
+{
+    return open_any(scope, session, options, driver_options, kept, place);
+}
+
 guard_tx *guard_tx_begin(guard_scope *scope, guard_tx_session *session, const guard_tx_options *options,
                          const void *driver_options, const guard_place *place)
 {
     if (!guard_tx_check_options(options, place)) {
         return NULL;
     }
-    return guard_tx_open(scope, session, options, driver_options, 0, place);
+    return open_any(scope, session, options, driver_options, 0, place);
 }
 
 guard_tx *guard_tx_begin_nested_at(guard_scope *scope, guard_tx *tx, const char *name, const guard_place *place)
@@ -332,22 +349,29 @@ static int undo_up_to(guard_tx *tx, guard_error *error)
     return failed;
 }
 
-/* The scope closes. No check of the thread: an owner may have carried the handle, and it must not stay open. */
-void guard_tx_release_handle(void *object)
+/* Apart, for its frame. */
+static __attribute__((noinline)) void release_open(guard_tx *tx)
 {
-    guard_tx *tx = object;
     const guard_place *place = tx->place;
     guard_error error;
-    int failed = 0;
-    tx->scoped = 0;
-    if (tx->linked) {
-        failed = undo_up_to(tx, &error);
-    }
+    int failed = undo_up_to(tx, &error);
     if (!tx->kept) {
         guard_tx_free(tx);
     }
     if (failed) {
         guard_impl_panic_error(place, &error);
+    }
+}
+
+/* The scope closes. No check of the thread: an owner may have carried the handle, and it must not stay open. */
+void guard_tx_release_handle(void *object)
+{
+    guard_tx *tx = object;
+    tx->scoped = 0;
+    if (tx->linked) {
+        release_open(tx);
+    } else if (!tx->kept) {
+        guard_tx_free(tx);
     }
 }
 
@@ -406,16 +430,18 @@ static void commit_root(guard_tx *tx, const guard_place *place)
     TX_PROBE(tx_commit, tx);
     int64_t begun = guard_metrics_clock();
     guard_outcome outcome = session->driver->commit(session->connection, &tx->result);
-    guard_tx_count_commit(session, begun);
-    if (tx->result.has_error) {
+    if (GUARD_IMPL_LIKELY(session->counts != NULL)) {
+        guard_histogram_observe(session->counts->commit, guard_metrics_clock() - begun);
+    }
+    if (GUARD_IMPL_UNLIKELY(tx->result.has_error)) {
         guard_tx_set_place(&tx->result.error, place);
     }
     tx->result.outcome = outcome;
-    if (outcome != GUARD_OPEN) {
+    if (GUARD_IMPL_LIKELY(outcome != GUARD_OPEN)) {
         guard_tx_unlink(tx);
         guard_tx_hooks_run(tx);
     }
-    if (!is_kept(outcome)) {
+    if (GUARD_IMPL_UNLIKELY(!is_kept(outcome))) {
         raise_result(tx, place);
     }
 }
@@ -453,7 +479,7 @@ void guard_tx_commit_at(guard_tx *tx, const guard_place *place)
     if (!guard_tx_check_thread(tx, place)) {
         return;
     }
-    if (!tx->linked) {
+    if (GUARD_IMPL_UNLIKELY(!tx->linked)) {
         guard_impl_misuse(place, GUARD_MISUSE_STATE, "commit of a transaction that has ended (%s)",
                           guard_outcome_name(tx->result.outcome));
         return;
@@ -464,8 +490,8 @@ void guard_tx_commit_at(guard_tx *tx, const guard_place *place)
     guard_raise_held();
     guard_impl_cancel_point(place); /* nothing is sent yet; from here on only the adapter's own deadlines count */
     GUARD_AUTO(mask);
-    guard_mask(mask);
-    if (tx->result.outcome != GUARD_OPEN) {
+    guard_impl_mask(mask);
+    if (GUARD_IMPL_UNLIKELY(tx->result.outcome != GUARD_OPEN)) {
         guard_tx_unlink(tx);
         guard_tx_hooks_run(tx);
         raise_result(tx, place);

@@ -23,17 +23,6 @@
 
 #define SETS_MOST 8U /* drivers in a process; those beyond are not counted */
 
-struct guard_tx_counts {
-    const guard_tx_driver *driver;
-    guard_counter transactions[GUARD_RELEASED + 1]; /* by guard_outcome */
-    guard_counter savepoints[GUARD_RELEASED + 1];
-    guard_counter resolved[GUARD_RELEASED + 1];
-    guard_counter retries;
-    guard_histogram commit;
-    guard_histogram rollback;
-    char database[24];
-};
-
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of making one */
 static guard_tx_counts sets[SETS_MOST];
 static unsigned count_sets;
@@ -121,15 +110,6 @@ const guard_tx_counts *guard_tx_counts_of(const guard_tx_driver *driver)
 
 /* ---------------------------------------------------------------------------------------------- counting */
 
-void guard_tx_count_end(const guard_tx *tx)
-{
-    const guard_tx_counts *counts = tx->session->counts;
-    if (counts != NULL) {
-        const guard_counter *by_outcome = tx->savepoint.level == 0 ? counts->transactions : counts->savepoints;
-        guard_counter_add(by_outcome[tx->result.outcome], 1);
-    }
-}
-
 void guard_tx_count_resolved(const guard_tx *tx)
 {
     if (tx->session != NULL && tx->session->counts != NULL) {
@@ -141,13 +121,6 @@ void guard_tx_count_retry(const guard_tx_session *session)
 {
     if (session->counts != NULL) {
         guard_counter_add(session->counts->retries, 1);
-    }
-}
-
-void guard_tx_count_commit(const guard_tx_session *session, int64_t begun)
-{
-    if (session->counts != NULL) {
-        guard_histogram_observe(session->counts->commit, guard_metrics_clock() - begun);
     }
 }
 

@@ -10,8 +10,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define SPARES_MAX 4 /* a connection seldom nests deeper; each is about 3 KiB */
-
 __thread char guard_tx_here[64];
 
 static size_t describe_handle(const void *object, char *text, size_t size);
@@ -22,7 +20,7 @@ static int64_t handle_since(const void *object)
 }
 
 /* The release of a transaction does not follow a ticket: it needs its thread and its connection. */
-static const guard_kind transaction_kind = {
+const guard_kind guard_tx_kind = {
     .name = "transaction",
     .release = guard_tx_release_handle,
     .describe = describe_handle,
@@ -31,10 +29,12 @@ static const guard_kind transaction_kind = {
     .flags = GUARD_KIND_HEAP | GUARD_KIND_FIXED,
 };
 
+const char *const guard_tx_outcome_names[GUARD_RELEASED + 1] = {"open",     "committed", "rolled back",
+                                                                "in doubt", "prepared",  "released"};
+
 const char *guard_outcome_name(guard_outcome outcome)
 {
-    static const char *const names[] = {"open", "committed", "rolled back", "in doubt", "prepared", "released"};
-    return (unsigned)outcome < sizeof(names) / sizeof(names[0]) ? names[outcome] : "unknown";
+    return (unsigned)outcome <= GUARD_RELEASED ? guard_tx_outcome_names[outcome] : "unknown";
 }
 
 /* ------------------------------------------------------------------------------------------------- errors */
@@ -61,53 +61,18 @@ void guard_tx_add_error(guard_result *result, const guard_error *error)
     }
 }
 
-static void clear_result(guard_result *result)
-{
-    result->outcome = GUARD_OPEN;
-    result->notes = 0;
-    result->attempts = 1;
-    result->has_error = 0;
-    result->has_hook_error = 0;
-    result->reserved = 0;
-    memset(result->more_reserved, 0, sizeof(result->more_reserved));
-    result->token[0] = '\0';
-    result->error.code = 0;
-    result->error.message[0] = '\0';
-    result->hook_error.code = 0;
-    result->hook_error.message[0] = '\0';
-}
-
 /* ------------------------------------------------------------------------------------------------ handles */
 
-guard_tx *guard_tx_take(guard_tx_session *session)
+/* Where the session has no spare one. */
+guard_tx *guard_tx_take_new(void)
 {
-    guard_tx *tx = session->spare;
-    if (tx != NULL) {
-        session->spare = tx->next;
-        session->spares--;
-    } else {
-        tx = guard_allocate(sizeof(*tx));
-        tx->generated = 0;
-    }
-    tx->session = session;
-    tx->parent = NULL;
-    tx->place = NULL;
-    tx->first_hook = NULL;
-    tx->last_hook = NULL;
-    tx->linked = 0;
-    tx->scoped = 0;
-    tx->rerun = 0;
-    clear_result(&tx->result);
-    tx->previous = NULL;
-    tx->next = session->handles;
-    if (tx->next != NULL) {
-        tx->next->previous = tx;
-    }
-    session->handles = tx;
+    guard_tx *tx = guard_allocate(sizeof(*tx));
+    tx->generated = 0;
     return tx;
 }
 
-void guard_tx_free(guard_tx *tx)
+/* A handle with hooks, without a session, or not the newest; or its session has spare ones enough. */
+void guard_tx_free_slow(guard_tx *tx)
 {
     guard_tx_session *session = tx->session;
     if (tx->first_hook != NULL) {
@@ -125,7 +90,7 @@ void guard_tx_free(guard_tx *tx)
     } else {
         session->handles = tx->next;
     }
-    if (session->spares == SPARES_MAX) {
+    if (session->spares == GUARD_TX_SPARES) {
         guard_deallocate(tx);
         return;
     }
@@ -143,8 +108,11 @@ guard_tx *guard_tx_root(guard_tx *tx)
 }
 
 /* For the panic log: what a panic took back, or left in doubt. */
-static void tell_undone(const guard_tx *tx)
+void guard_tx_tell_undone(const guard_tx *tx)
 {
+    if (tx->place == NULL || !guard_context_in_call()) {
+        return;
+    }
     const guard_tx_driver *driver = tx->session->driver;
     char connection[64];
     snprintf(connection, sizeof connection, "%s", driver->name);
@@ -155,28 +123,6 @@ static void tell_undone(const guard_tx *tx)
     guard_context_undone("%s on %s begun at %s:%u: %s", tx->savepoint.level == 0 ? "transaction" : "savepoint",
                          connection, slash != NULL ? slash + 1 : tx->place->file, tx->place->line,
                          guard_outcome_name(tx->result.outcome));
-}
-
-void guard_tx_unlink(guard_tx *tx)
-{
-    if ((tx->result.outcome == GUARD_ROLLED_BACK || tx->result.outcome == GUARD_IN_DOUBT) && tx->place != NULL &&
-        guard_context_in_call()) {
-        tell_undone(tx);
-    }
-    guard_tx_count_end(tx);
-    TX_PROBE_OUTCOME(tx);
-    tx->session->tx = tx->parent;
-    tx->parent = NULL;
-    tx->linked = 0;
-}
-
-guard_ticket guard_tx_register(guard_scope *scope, guard_tx *tx, const guard_place *place)
-{
-    tx->place = place;
-    tx->since = guard_dump_clock();
-    tx->kept = 0;
-    tx->scoped = 1;
-    return guard_impl_defer_kind(scope, &transaction_kind, tx, place);
 }
 
 static size_t describe_handle(const void *object, char *text, size_t size)

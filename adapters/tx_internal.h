@@ -17,7 +17,7 @@
     DTRACE_PROBE3(guard, probe, (tx)->session->driver->name, (tx)->session->connection, (tx)->savepoint.level)
 #define TX_PROBE_OUTCOME(tx)                                                                                        \
     DTRACE_PROBE4(guard, tx_outcome, (tx)->session->driver->name, (tx)->session->connection, (tx)->savepoint.level, \
-                  guard_outcome_name((tx)->result.outcome))
+                  guard_tx_outcome_names[(tx)->result.outcome])
 #else
 #define TX_PROBE(probe, tx) ((void)0)
 #define TX_PROBE_OUTCOME(tx) ((void)0)
@@ -52,12 +52,27 @@ struct guard_tx {
     char name[2 * GUARD_TX_NAME_MAX + 3];
 };
 
+extern const char *const guard_tx_outcome_names[GUARD_RELEASED + 1];
+
+/* What is counted for a driver; see tx_count.c. */
+typedef struct guard_tx_counts {
+    const guard_tx_driver *driver;
+    guard_counter transactions[GUARD_RELEASED + 1]; /* by guard_outcome */
+    guard_counter savepoints[GUARD_RELEASED + 1];
+    guard_counter resolved[GUARD_RELEASED + 1];
+    guard_counter retries;
+    guard_histogram commit;
+    guard_histogram rollback;
+    char database[24];
+} guard_tx_counts;
+
 /* tx_handle.c */
-guard_tx *guard_tx_take(guard_tx_session *session);
-void guard_tx_free(guard_tx *tx);
+guard_tx *guard_tx_take_new(void);
+void guard_tx_free_slow(guard_tx *tx);
 guard_tx *guard_tx_root(guard_tx *tx);
-void guard_tx_unlink(guard_tx *tx);
-guard_ticket guard_tx_register(guard_scope *scope, guard_tx *tx, const guard_place *place);
+void guard_tx_tell_undone(const guard_tx *tx);
+extern const guard_kind guard_tx_kind;
+#define GUARD_TX_SPARES 4 /* a connection seldom nests deeper; each is about 3 KiB */
 void guard_tx_set_place(guard_error *error, const guard_place *place);
 void guard_tx_add_error(guard_result *result, const guard_error *error);
 void guard_tx_raise_poisoned(const guard_tx_session *session, const guard_place *place) GUARD_NORETURN;
@@ -108,16 +123,22 @@ guard_tx *guard_tx_open_savepoint(guard_scope *scope, guard_tx *parent, const ch
                                   const guard_place *place);
 
 /* tx_count.c */
-typedef struct guard_tx_counts guard_tx_counts;
 /* NULL where there are too many drivers. Allocates nothing. */
 const guard_tx_counts *guard_tx_counts_of(const guard_tx_driver *driver);
-/* A handle leaves the tree with its outcome; was resolved after it had. */
-void guard_tx_count_end(const guard_tx *tx);
-void guard_tx_count_resolved(const guard_tx *tx);
+void guard_tx_count_resolved(const guard_tx *tx); /* after it had left the tree in doubt */
 void guard_tx_count_retry(const guard_tx_session *session);
-/* A COMMIT or ROLLBACK that was begun at guard_metrics_clock() and has ended now. */
-void guard_tx_count_commit(const guard_tx_session *session, int64_t begun);
+/* A ROLLBACK that was begun at guard_metrics_clock() and has ended now. */
 void guard_tx_count_rollback(const guard_tx_session *session, int64_t begun);
+
+/* A handle leaves the tree with its outcome. */
+static inline void guard_tx_count_end(const guard_tx *tx)
+{
+    const guard_tx_counts *counts = tx->session->counts;
+    if (GUARD_IMPL_LIKELY(counts != NULL)) {
+        const guard_counter *by_outcome = tx->savepoint.level == 0 ? counts->transactions : counts->savepoints;
+        guard_counter_add(by_outcome[tx->result.outcome], 1);
+    }
+}
 
 /* tx_hook.c */
 void guard_tx_hooks_end(guard_tx *tx); /* there are some */
@@ -129,6 +150,85 @@ static inline void guard_tx_hooks_run(guard_tx *tx)
     if (GUARD_IMPL_UNLIKELY(tx->first_hook != NULL)) {
         guard_tx_hooks_end(tx);
     }
+}
+
+/* ----------------------------------------------------------------------- handles: inline, each transaction does it all */
+
+/* Where error.code is 0, nobody reads the rest of it. */
+static inline void guard_tx_clear_result(guard_result *result)
+{
+    result->outcome = GUARD_OPEN;
+    result->notes = 0;
+    result->attempts = 1;
+    result->has_error = 0;
+    result->has_hook_error = 0;
+    result->reserved = 0;
+    __builtin_memset(result->more_reserved, 0, sizeof(result->more_reserved));
+    result->token[0] = '\0';
+    result->error.code = 0;
+    result->error.message[0] = '\0';
+    result->hook_error.code = 0;
+    result->hook_error.message[0] = '\0';
+}
+
+/* A handle in session->handles, OPEN and not in the tree. */
+static inline guard_tx *guard_tx_take(guard_tx_session *session, const guard_place *place)
+{
+    guard_tx *tx = session->spare;
+    if (GUARD_IMPL_LIKELY(tx != NULL)) {
+        session->spare = tx->next;
+        session->spares--;
+    } else {
+        tx = guard_tx_take_new();
+    }
+    tx->session = session;
+    tx->parent = NULL;
+    tx->previous = NULL;
+    tx->place = place;
+    tx->first_hook = NULL;
+    tx->last_hook = NULL;
+    tx->linked = 0;
+    tx->scoped = 1;
+    tx->rerun = 0;
+    tx->kept = 0;
+    guard_tx_clear_result(&tx->result);
+    guard_tx *next = session->handles;
+    tx->next = next;
+    if (GUARD_IMPL_UNLIKELY(next != NULL)) {
+        next->previous = tx;
+    }
+    session->handles = tx;
+    return tx;
+}
+
+static inline void guard_tx_free(guard_tx *tx)
+{
+    guard_tx_session *session = tx->session;
+    if (GUARD_IMPL_UNLIKELY(tx->first_hook != NULL || session == NULL || session->handles != tx ||
+                            session->spares == GUARD_TX_SPARES)) {
+        guard_tx_free_slow(tx);
+        return;
+    }
+    guard_tx *next = tx->next;
+    session->handles = next;
+    if (GUARD_IMPL_UNLIKELY(next != NULL)) {
+        next->previous = NULL;
+    }
+    tx->next = session->spare;
+    session->spare = tx;
+    session->spares++;
+}
+
+static inline void guard_tx_unlink(guard_tx *tx)
+{
+    if (GUARD_IMPL_UNLIKELY(tx->result.outcome == GUARD_ROLLED_BACK || tx->result.outcome == GUARD_IN_DOUBT)) {
+        guard_tx_tell_undone(tx);
+    }
+    guard_tx_count_end(tx);
+    TX_PROBE_OUTCOME(tx);
+    tx->session->tx = tx->parent;
+    tx->parent = NULL;
+    tx->linked = 0;
 }
 
 #endif

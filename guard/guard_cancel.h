@@ -222,6 +222,12 @@ GUARD_API int guard_impl_checkpoint_error(guard_error *error);
 GUARD_API void guard_impl_cancel_point(const guard_place *place);
 GUARD_API int guard_impl_wait(int fd, int events, int64_t own_ms, const guard_place *place);
 
+/* guard_mask on a scope that this function has just opened: there is nothing to check. */
+static inline void guard_impl_mask(guard_scope *scope)
+{
+    scope->flags |= GUARD_IMPL_SCOPE_MASKED;
+}
+
 static inline void guard_impl_checkpoint(const guard_place *place)
 {
     if (GUARD_IMPL_UNLIKELY(__atomic_load_n(&guard_impl_attention, __ATOMIC_RELAXED) != 0)) {

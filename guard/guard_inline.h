@@ -73,6 +73,7 @@ typedef struct guard_impl_border {
 /* The flag of a scope whose automatic close runs its records, and all flags that such a close must look at: not those of cancellation. */
 #define GUARD_IMPL_SCOPE_LEAVING 2U
 #define GUARD_IMPL_SCOPE_ENDED 15U
+#define GUARD_IMPL_SCOPE_MASKED 16U  /* guard_mask */
 #define GUARD_IMPL_SCOPE_SINGLE 128U /* of a guard_impl_single that is still to run, see there */
 
 /* NULL before a thread's first use, and while a held panic waits: both send the inline path to the slow one. */

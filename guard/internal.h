@@ -53,9 +53,9 @@ _Static_assert(sizeof(guard_impl_record) <= 48, "a record is at most 48 bytes");
     GUARD_IMPL_SCOPE_LEAVING /* an automatic close runs its records: a panic from them must come back to it */
 #define SCOPE_CLOSING 4U     /* an explicit close runs its records */
 #define SCOPE_UNWINDING 8U   /* a panic or the exit of the thread runs its records, or has run them */
-#define SCOPE_MASKED 16U     /* guard_mask */
-#define SCOPE_DEADLINE 32U   /* its deadline is set */
-#define SCOPE_COUNTED 64U    /* its sweep and reserved are set */
+#define SCOPE_MASKED GUARD_IMPL_SCOPE_MASKED
+#define SCOPE_DEADLINE 32U /* its deadline is set */
+#define SCOPE_COUNTED 64U  /* its sweep and reserved are set */
 #define SCOPE_SINGLE GUARD_IMPL_SCOPE_SINGLE
 _Static_assert((SCOPE_FAILED | SCOPE_LEAVING | SCOPE_CLOSING | SCOPE_UNWINDING) == GUARD_IMPL_SCOPE_ENDED,
                "what an inline close leaves to the slow one");
