@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * check_load_pq_pace.c: guard-load into a table with foreign keys, where it tries whether rows go in faster one by one: what is loaded and
- * rejected is the same, and the faster way is kept.
+ * rejected is the same, and the faster way is kept; rows are not sent more often than need be.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -179,6 +179,22 @@ START_TEST(each_bad_row_is_rejected_and_takes_no_good_one_along)
 }
 END_TEST
 
+/* All of them, the good ones, the bad one. */
+START_TEST(rows_that_failed_together_are_not_tried_together_once_more)
+{
+    make_table(0);
+    write_rows(BATCH);
+    FILE *file = fopen("f.csv", "a");
+    ck_assert_ptr_nonnull(file);
+    fputs("1001,7\n", file);
+    ck_assert_int_eq(fclose(file), 0);
+    long before = count_in_log("LOG:  statement: COPY ", "\"t\"");
+    load_expect(load_run("--db %s --into t --quiet f.csv", LOGGED), 3);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM t"), BATCH);
+    ck_assert_int_eq(count_in_log("LOG:  statement: COPY ", "\"t\"") - before, 3);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -189,6 +205,7 @@ int main(void)
         a_connection_made_anew_measures_anew,
         a_server_that_refuses_it_is_asked_once_and_every_row_is_loaded,
         each_bad_row_is_rejected_and_takes_no_good_one_along,
+        rows_that_failed_together_are_not_tried_together_once_more,
     };
     return load_suite_run("load_pq_pace", tests, sizeof tests / sizeof *tests, SCRATCH_IN_MEMORY);
 }

@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * guard_load_file says how far the file is cut into chunks, guard_load_chunk which of them are loaded: a chunk's row is locked
- * while its rows are loaded, and committed with them. Its done_by is unique, so that a lost COMMIT is found by it.
+ * while its rows are loaded, and committed with them. Its done_by is unique, so that a lost COMMIT is found by it; the same index finds
+ * the chunks that are free, whose done_by is NULL.
+ *
+ * Each table and index takes the server 1 ms to make, which the first load waits for: a chunk's texts have a greatest length, so that
+ * PostgreSQL makes no table for long ones beside it.
  */
 #include "pq_target.h"
 
@@ -76,18 +80,17 @@ void pq_record_install(guard_pq *pq)
                   " updated timestamptz NOT NULL,"
                   " PRIMARY KEY (table_name, sha256));"
                   "CREATE TABLE guard_load_chunk ("
-                  " table_name text NOT NULL,"
-                  " sha256 text NOT NULL,"
+                  " table_name varchar(255) NOT NULL,"
+                  " sha256 varchar(64) NOT NULL,"
                   " number bigint NOT NULL,"
                   " begin_offset bigint NOT NULL,"
                   " begin_line bigint NOT NULL,"
                   " end_offset bigint NOT NULL,"
                   " rows_loaded bigint,"
                   " rows_rejected bigint,"
-                  " done_by text UNIQUE,"
+                  " done_by varchar(40) UNIQUE,"
                   " done timestamptz,"
                   " PRIMARY KEY (table_name, sha256, number));"
-                  "CREATE INDEX ON guard_load_chunk (table_name, sha256, number) WHERE done_by IS NULL;"
                   "CREATE TABLE guard_load_reject ("
                   " table_name text NOT NULL,"
                   " sha256 text NOT NULL,"

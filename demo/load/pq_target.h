@@ -190,6 +190,10 @@ typedef struct pq_worker {
     int keys_known;
     char token[40];
     uint64_t tokens;
+    int is_careful;       /* rows go in in savepoints */
+    uint64_t fault_chunk; /* its rows failed all together, in a transaction that is over; 0: none */
+    long fault_row;       /* the one that the server named, or -1 */
+    guard_error fault;
     int claimed;
     int checking; /* the rows are in, and constraints are checked late */
     int complete;
@@ -225,7 +229,7 @@ typedef struct pq_try {
     guard_result result;
 } pq_try;
 
-/* 1, or 0 with nothing done. Panics where it is not a row's fault. */
+/* 1, or 0 with nothing done. Panics where it is not a row's fault, and whatever it is where the worker is not careful. */
 int pq_copy_try(pq_try *attempt, guard_tx *tx);
 
 /* The order of the file. */
@@ -242,6 +246,12 @@ void pq_copy_check(pq_worker *worker);
 
 /* 1 if the error is a row's fault. */
 int pq_copy_is_row_fault(const guard_error *error);
+
+/* Keeps what the chunk's rows failed for, so that it is not tried once more. */
+void pq_copy_note_fault(pq_worker *worker, const guard_error *error);
+
+/* 1 if it is the statement's: its syntax, a privilege, or what it names. */
+int pq_copy_is_refused(const guard_error *error);
 
 /* Rejects a row for what the server said. */
 void pq_copy_reject(pq_worker *worker, size_t row, const guard_error *error);

@@ -217,13 +217,23 @@ static void put_plain(guard_tx *tx, void *arg)
     pq_copy_check(w);
 }
 
-/* Rows as they come; where a constraint that is checked late then fails, all over again with more care. */
+/*
+ * Rows as they come; where one of them fails, the transaction is over, and the chunk is loaded once more with care: in savepoints, and where a
+ * constraint that is checked late then fails, all over again with more.
+ */
 static void put_rows(pq_worker *w, guard_tx *tx)
 {
     guard_result result;
     w->loaded = 0;
     pq_rows_begin(w);
-    if ((!pq_rows_read(w, 1) && w->chunk.count == 0) || guard_tx_nested(tx, put_plain, w, &result) == GUARD_RELEASED) {
+    if (!pq_rows_read(w, 1) && w->chunk.count == 0) {
+        return;
+    }
+    if (!w->is_careful) {
+        put_plain(tx, w);
+        return;
+    }
+    if (guard_tx_nested(tx, put_plain, w, &result) == GUARD_RELEASED) {
         return;
     }
     if (!w->checking || !pq_copy_is_row_fault(&result.error)) {
@@ -325,6 +335,22 @@ static void allow_waiting(pq_worker *w, guard_outcome outcome, const guard_resul
     guard_panic_error(&result->error);
 }
 
+/* The chunk was rolled back for a row's fault, or for how its rows went in: it is to be loaded in another way. */
+static int is_to_be_changed(pq_worker *w, guard_outcome outcome, const guard_result *result)
+{
+    if (outcome != GUARD_ROLLED_BACK || !w->claimed || w->is_careful) {
+        return 0;
+    }
+    if (pq_copy_is_refused(&result->error)) {
+        return pq_pace_refuse(w);
+    }
+    w->is_careful = pq_copy_is_row_fault(&result->error);
+    if (w->is_careful) {
+        pq_copy_note_fault(w, &result->error);
+    }
+    return w->is_careful;
+}
+
 static void new_token(pq_worker *w)
 {
     static __thread uint64_t session[2];
@@ -348,8 +374,12 @@ static void work(pq_worker *w)
         w->claimed = 0;
         guard_outcome outcome = pq_link_transact(
             w->link, load_chunk, w, "SELECT 1 FROM guard_load_chunk WHERE done_by = $1", w->token, &result);
+        if (is_to_be_changed(w, outcome, &result)) {
+            continue;
+        }
         allow_waiting(w, outcome, &result);
         if (outcome == GUARD_COMMITTED && w->claimed) {
+            w->is_careful = w->rejects.count > 0 || w->target->is_checked_late; /* where rows are bad, more will be */
             account(w);
             if (w->chunk.number != w->chunks_seen) {
                 continue;
@@ -425,8 +455,12 @@ static void run_team(pq_team *team, size_t count, int begins)
     GUARD_AUTO(s);
     pq_thread *threads = guard_memory_allocate_array(s, count, sizeof *threads, NULL);
     for (size_t i = 0; i < count; i++) {
-        threads[i].worker = (pq_worker){
-            .team = team, .target = team->target, .load = team->load, .leads = i == 0, .begins = i == 0 && begins};
+        threads[i].worker = (pq_worker){.team = team,
+                                        .target = team->target,
+                                        .load = team->load,
+                                        .leads = i == 0,
+                                        .begins = i == 0 && begins,
+                                        .is_careful = team->target->is_checked_late};
     }
     for (size_t i = 1; i < count; i++) {
         guard_reserve(s, 1);
