@@ -55,20 +55,17 @@ typedef struct guard_impl_border {
     guard_scope *scope;
     guard_recovery *panic;
     guard_error *out;
-    int code;
-    volatile int state;   /* read after a second return of setjmp */
-    int is_short;         /* `frame` is set, not env */
-    __extension__ union { /* C99 with -Wpedantic knows none without a name */
-        jmp_buf env;
-        void *frame[5]; /* of __builtin_setjmp */
-    };
+    volatile int state; /* read after a second return of setjmp */
+    int code;           /* set when a panic lands; the last word of guard_run's own border, which ends here */
+    jmp_buf env;
 } guard_impl_border;
 
-/* States of a border; the last two are also what setjmp returns. */
+/* States of a border; CAUGHT and RECOVERED are also what setjmp returns. */
 #define GUARD_IMPL_LINKED 0
 #define GUARD_IMPL_CAUGHT 1
 #define GUARD_IMPL_RECOVERED 2
 #define GUARD_IMPL_UNLINKED 3
+#define GUARD_IMPL_LINKED_BARE 4 /* guard_run's, which has no env */
 
 /* The flag of a scope whose automatic close runs its records, and all flags that such a close must look at: not those of cancellation. */
 #define GUARD_IMPL_SCOPE_LEAVING 2U

@@ -800,13 +800,21 @@ extern void (*guard_at_death)(void) __attribute__((visibility("hidden")));
 GUARD_NORETURN void guard_report_uncaught(const guard_error *error);
 
 /*
- * Whether guard_run's border uses the compiler's setjmp: where both compilers have it. Not under ThreadSanitizer, which must see every
- * jump. A frame that has called it is left by it only: __builtin_longjmp must not be inlined into that frame.
+ * Whether guard_run is written in assembly (run.c), so that its border is found by its address and needs no setjmp. Not where a sanitizer must see
+ * every jump or moves locals off the stack, nor where the compiler is asked for a shadow stack.
  */
-#if defined(__x86_64__) && !IS_THREAD_SANITIZED
-#define JUMP_IS_SHORT 1
+#if defined(__x86_64__) && defined(__LP64__) && !IS_THREAD_SANITIZED && !defined(__SANITIZE_ADDRESS__) && \
+    !defined(__CET__)
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(memory_sanitizer) || __has_feature(safe_stack)
+#define RUN_IS_BARE 0
+#endif
+#endif
+#ifndef RUN_IS_BARE
+#define RUN_IS_BARE 1
+#endif
 #else
-#define JUMP_IS_SHORT 0
+#define RUN_IS_BARE 0
 #endif
 
 /* Every jump goes through here: tells AddressSanitizer, which must unpoison the frames that are left. */

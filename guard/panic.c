@@ -194,19 +194,21 @@ static guard_recovery *panic_unwind(guard_stack *stack, guard_recovery *panic)
     }
 }
 
-/* Never inlined into the frame that it jumps to, see JUMP_IS_SHORT. */
-GUARD_NORETURN static __attribute__((noinline)) void border_jump(guard_impl_border *border)
+/* To guard_run, see run.c. */
+GUARD_NORETURN static inline void border_jump_bare(guard_impl_border *border)
 {
-#if JUMP_IS_SHORT
-    __builtin_longjmp(border->frame, 1);
+#if RUN_IS_BARE
+    __asm__ volatile("jmp guard_run_land" : : "D"(border), "a"(border->code) : "memory");
 #else
-    longjmp(border->env, border->state); /* not reached: no border is short */
+    (void)border; /* not reached: no border is bare */
 #endif
+    __builtin_unreachable();
 }
 
 GUARD_NORETURN static void panic_land_border(guard_stack *stack, guard_recovery *panic)
 {
     guard_impl_border *border = panic->border;
+    bool is_bare = border->state == GUARD_IMPL_LINKED_BARE;
     stack->border = border->outer;
     stack->panic = border->panic;
     if (panic->recovered) {
@@ -235,8 +237,8 @@ GUARD_NORETURN static void panic_land_border(guard_stack *stack, guard_recovery 
         errno = panic->error->os_error;
     }
     guard_before_jump();
-    if (border->is_short) {
-        border_jump(border);
+    if (is_bare) {
+        border_jump_bare(border);
     }
     longjmp(border->env, border->state);
 }

@@ -98,6 +98,66 @@ START_TEST(an_exception_passes_guard_run_and_the_border_is_gone)
 }
 END_TEST
 
+/* Were the inner border still there, the panic would jump into its frame, which is gone. */
+START_TEST(a_panic_after_an_exception_passed_guard_run_reaches_the_border_outside)
+{
+    guard_error error;
+    auto body = +[](void *) {
+        GUARD_AUTO(s);
+        guard_defer(s, trace_run, text("0"));
+        try {
+            guard_run(throw_out, nullptr, nullptr);
+        } catch (const std::exception &) {
+            trace_add("caught");
+        }
+        guard_panic(6, "six");
+    };
+    ck_assert_int_eq(guard_run(body, nullptr, &error), 6);
+    trace_expect("destroy 5, release 4, run 3, destroy 2, run 1, caught, run 0");
+}
+END_TEST
+
+START_TEST(an_exception_passes_guard_run_with_a_panic_held)
+{
+    guard_error error;
+    auto inner = +[](void *) {
+        GUARD_AUTO(s);
+        guard_defer(s, panic_in_a_defer, nullptr);
+        throw std::runtime_error("thrown");
+    };
+    auto body = +[](void *arg) {
+        try {
+            guard_run(reinterpret_cast<guard_fn *>(arg), nullptr, nullptr);
+        } catch (const std::exception &) {
+            trace_add("caught");
+        }
+    };
+    ck_assert_int_eq(guard_run(body, reinterpret_cast<void *>(+inner), &error), 9);
+    trace_expect("fails, caught");
+}
+END_TEST
+
+/* It comes when the body has returned, from another call of guard_run's than that of the body. */
+START_TEST(an_exception_of_the_misuse_handler_passes_guard_run)
+{
+    guard_error error;
+    auto body = +[](void *) {
+        static guard_scope left_open;
+        try {
+            guard_run(
+                +[](void *) { guard_scope_open(&left_open); }, nullptr, nullptr);
+        } catch (const std::exception &) {
+            trace_add("caught");
+        }
+        guard_panic(6, "six");
+    };
+    guard_misuse_fn *former = guard_misuse_handler(+[](const guard_error *) { throw std::runtime_error("misuse"); });
+    ck_assert_int_eq(guard_run(body, nullptr, &error), 6);
+    guard_misuse_handler(former);
+    trace_expect("caught");
+}
+END_TEST
+
 START_TEST(an_exception_does_not_lose_a_defer_that_panics_meanwhile)
 {
     guard_error error;
@@ -197,6 +257,9 @@ int main()
     const TTest *const tests[] = {
         an_exception_runs_the_scopes_it_passes_among_the_destructors,
         an_exception_passes_guard_run_and_the_border_is_gone,
+        a_panic_after_an_exception_passed_guard_run_reaches_the_border_outside,
+        an_exception_passes_guard_run_with_a_panic_held,
+        an_exception_of_the_misuse_handler_passes_guard_run,
         an_exception_does_not_lose_a_defer_that_panics_meanwhile,
         a_panic_is_contained_inside_an_exceptions_handler,
         an_exception_out_of_a_deferred_function_runs_the_rest,

@@ -417,6 +417,74 @@ START_TEST(after_recovery_deferred_functions_run_normally)
 }
 END_TEST
 
+#if defined(__x86_64__) && defined(__LP64__)
+
+static void spoil_registers_and_panic(void *arg)
+{
+    if (arg == NULL) {
+        /* A function that panics gives nothing back that it has changed. */
+        __asm__ volatile(
+            "xorl %%ebx, %%ebx; xorl %%r12d, %%r12d; xorl %%r13d, %%r13d; xorl %%r14d, %%r14d; xorl %%r15d, %%r15d"
+            :
+            :
+            : "rbx", "r12", "r13", "r14", "r15");
+        guard_panic(8, "eight");
+    }
+}
+
+/* The registers that a called function must keep, by the ABI, set before guard_run and read after it; the sum of what is wrong. */
+static __attribute__((noinline)) uint64_t run_with_registers(void *arg, int *code)
+{
+    uint64_t wrong;
+    uint64_t returned;
+    guard_fn *fn = spoil_registers_and_panic;
+    __asm__ volatile("subq $128, %%rsp\n\t" /* the red zone */
+                     "pushq %%rbp\n\t"
+                     "movq %%rsp, %%rbp\n\t"
+                     "andq $-16, %%rsp\n\t"
+                     "pushq %%rbp\n\t"
+                     "pushq %%rbp\n\t"
+                     "movl $11, %%ebx\n\t"
+                     "movl $12, %%r12d\n\t"
+                     "movl $13, %%r13d\n\t"
+                     "movl $14, %%r14d\n\t"
+                     "movl $15, %%r15d\n\t"
+                     "xorl %%edx, %%edx\n\t"
+                     "call *%%rax\n\t"
+                     "subq (%%rsp), %%rbp\n\t"
+                     "popq %%rsp\n\t"
+                     "subq $11, %%rbx\n\t"
+                     "orq %%rbx, %%rbp\n\t"
+                     "subq $12, %%r12\n\t"
+                     "orq %%r12, %%rbp\n\t"
+                     "subq $13, %%r13\n\t"
+                     "orq %%r13, %%rbp\n\t"
+                     "subq $14, %%r14\n\t"
+                     "orq %%r14, %%rbp\n\t"
+                     "subq $15, %%r15\n\t"
+                     "orq %%r15, %%rbp\n\t"
+                     "movq %%rbp, %%rdx\n\t"
+                     "popq %%rbp\n\t"
+                     "addq $128, %%rsp"
+                     : "=a"(returned), "=d"(wrong), "+D"(fn), "+S"(arg)
+                     : "a"(guard_run)
+                     : "rbx", "rcx", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "memory", "cc");
+    *code = (int)returned;
+    return wrong;
+}
+
+START_TEST(the_caller_of_guard_run_has_its_registers_again)
+{
+    int code;
+    ck_assert_uint_eq(run_with_registers(NULL, &code), 0);
+    ck_assert_int_eq(code, 8);
+    ck_assert_uint_eq(run_with_registers(&code, &code), 0);
+    ck_assert_int_eq(code, 0);
+}
+END_TEST
+
+#endif
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -436,6 +504,9 @@ int main(void)
         what_does_not_fit_into_the_chain_is_counted,
         a_deferred_function_knows_whether_a_panic_runs_it,
         after_recovery_deferred_functions_run_normally,
+#if defined(__x86_64__) && defined(__LP64__)
+        the_caller_of_guard_run_has_its_registers_again,
+#endif
     };
     return suite_run("panic", tests, sizeof tests / sizeof *tests);
 }
