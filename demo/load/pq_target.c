@@ -6,6 +6,8 @@
 
 #include <guard/guard_file.h>
 
+#include "schema.h"
+
 /* `name` as an SQL identifier; memory is the scope's. */
 static const char *identifier(guard_scope *scope, load_target *target, const char *name)
 {
@@ -118,15 +120,6 @@ static void run_schema(guard_tx *tx, void *arg)
     }
 }
 
-static const char *read_schema(guard_scope *scope, const char *file)
-{
-    GUARD_AUTO(s);
-    size_t size = 0;
-    const char *text = guard_file_map(s, file, &size, NULL);
-    char *sql = guard_memory_allocate_array(scope, size + 1, 1, NULL);
-    return size == 0 ? sql : memcpy(sql, text, size);
-}
-
 static void make_table(guard_scope *scope, load_target *target)
 {
     const load_options *o = target->options;
@@ -135,7 +128,7 @@ static void make_table(guard_scope *scope, load_target *target)
                     PQdb(guard_pq_raw(target->link->pq)), o->table);
     }
     GUARD_AUTO(s);
-    schema_run schema = {{scope, target, 0}, read_schema(s, o->schema)};
+    schema_run schema = {{scope, target, 0}, schema_read(s, o->schema)};
     guard_result result;
     if (pq_link_transact(target->link, run_schema, &schema, NULL, NULL, &result) != GUARD_COMMITTED) {
         guard_panic(EXIT_FAILED, "%s: %s", o->schema, result.error.message);

@@ -7,6 +7,8 @@
 
 #include <guard/guard_file.h>
 
+#include "schema.h"
+
 const char *sqlite_identifier(guard_scope *scope, const char *name)
 {
     guard_reserve(scope, 1);
@@ -83,15 +85,6 @@ static void run_schema(guard_tx *tx, void *arg)
     }
 }
 
-static const char *read_schema(guard_scope *scope, const char *file)
-{
-    GUARD_AUTO(s);
-    size_t size = 0;
-    const char *text = guard_file_map(s, file, &size, NULL);
-    char *sql = guard_memory_allocate_array(scope, size + 1, 1, NULL);
-    return size == 0 ? sql : memcpy(sql, text, size);
-}
-
 static void make_table(guard_scope *scope, load_target *target)
 {
     const load_options *o = target->options;
@@ -99,7 +92,7 @@ static void make_table(guard_scope *scope, load_target *target)
         guard_panic(EXIT_FAILED, "database %s has no table \"%s\" (--schema FILE.sql makes it)", o->database, o->table);
     }
     GUARD_AUTO(s);
-    schema_run schema = {scope, target, read_schema(s, o->schema)};
+    schema_run schema = {scope, target, schema_read(s, o->schema)};
     guard_result result;
     if (guard_sqlite_transact(target->db, run_schema, &schema, NULL, &result) != GUARD_COMMITTED) {
         sqlite_panic_about(o->schema, &result.error);
