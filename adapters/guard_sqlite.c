@@ -136,7 +136,7 @@ static int set_journal(guard_sqlite *db, int journal)
         rc = mode != NULL && (strcmp(mode, names[journal]) == 0 || strcmp(mode, "memory") == 0) ? SQLITE_OK
                                                                                                 : SQLITE_CANTOPEN;
     }
-    int finalized = sqlite3_finalize(stmt);
+    int finalized = guard_sqlite_call_finalize(stmt);
     return finalized != SQLITE_OK ? finalized : rc;
 }
 
@@ -199,7 +199,7 @@ static void GUARD_NORETURN fail_open(guard_sqlite *db, int rc, const char *path,
     guard_sqlite_describe_error(db->raw, rc, NULL, &said);
     error = said;
     snprintf(error.message, sizeof(error.message), "cannot open %.150s: %.120s", path, said.message);
-    sqlite3_close(db->raw);
+    guard_sqlite_call_close(db->raw);
     guard_deallocate(db);
     guard_impl_panic_error(place, &error);
     __builtin_unreachable();
@@ -209,7 +209,7 @@ static void GUARD_NORETURN fail_open(guard_sqlite *db, int rc, const char *path,
 static void refuse_parents_file(guard_sqlite *db, const guard_place *place)
 {
     if (!db->adopted) {
-        sqlite3_close(db->raw);
+        guard_sqlite_call_close(db->raw);
     }
     guard_deallocate(db);
     guard_impl_misuse(place, GUARD_MISUSE_STATE,
@@ -228,7 +228,7 @@ guard_sqlite *guard_sqlite_open_at(guard_scope *scope, const char *path, const g
     }
     guard_reserve(scope, 1);
     guard_sqlite *db = new_connection(options);
-    int rc = sqlite3_open_v2(path, &db->raw, open_flags(options), options != NULL ? options->vfs : NULL);
+    int rc = guard_sqlite_call_open(path, &db->raw, open_flags(options), options != NULL ? options->vfs : NULL);
     note_file(db);
     if (rc == SQLITE_OK && is_parents_file(db)) {
         refuse_parents_file(db, place);
@@ -275,17 +275,22 @@ static void close_session(void *arg)
     guard_tx_session_close(&db->session);
 }
 
-static void finalize_statements(guard_sqlite *db)
+/* 0, or a code with *error filled: the first statement whose end failed. */
+static int finalize_statements(guard_sqlite *db, guard_error *error)
 {
+    guard_error later;
+    int failed = SQLITE_OK;
     for (size_t i = 0; i < CONTROL_COUNT; i++) {
-        sqlite3_finalize(db->control[i]);
+        guard_sqlite_call_finalize(db->control[i]);
     }
     while (db->statements != NULL) {
-        guard_sqlite_detach_stmt(db->statements);
+        int rc = guard_sqlite_detach_stmt(db->statements, failed ? &later : error);
+        failed = failed ? failed : rc;
     }
     if (!db->adopted) {
         guard_sqlite_reset_raw(db->raw);
     }
+    return failed;
 }
 
 /*
@@ -302,14 +307,14 @@ static void finalize_raw(guard_sqlite *db)
     if (rc == SQLITE_OK) {
         rc = guard_sqlite_call_step(db, query);
     }
-    sqlite3_finalize(query);
+    guard_sqlite_call_finalize(query);
     if (rc != SQLITE_DONE) {
         return;
     }
     for (sqlite3_stmt *stmt = sqlite3_next_stmt(db->raw, NULL); stmt != NULL; stmt = next) {
         next = sqlite3_next_stmt(db->raw, stmt);
         if (sqlite3_sql(stmt) != NULL) {
-            sqlite3_finalize(stmt);
+            guard_sqlite_call_finalize(stmt);
         }
     }
 }
@@ -332,8 +337,17 @@ static int close_raw(guard_sqlite *db, guard_error *error)
         guard_sqlite_call_sql(db, "ROLLBACK");
     }
     /* Nothing of ours is left and no lock, so that the zombie ends with what the program has. */
-    sqlite3_close_v2(db->raw);
+    guard_sqlite_call_close_later(db->raw);
     return 1;
+}
+
+/* After one more step of the close: what failed later is attached to the first. */
+static int keep_first(int failed, guard_error *error, int failed_too, const guard_error *later)
+{
+    if (failed && failed_too) {
+        guard_error_attach(error, later, GUARD_ATTACHED);
+    }
+    return failed || failed_too;
 }
 
 static void close_connection(void *object)
@@ -344,15 +358,10 @@ static void close_connection(void *object)
     int failed = guard_run(close_session, db, &error) != 0;
     guard_sqlite_detach_backups(db);
     guard_sqlite_detach_blobs(db);
-    finalize_statements(db);
+    failed = keep_first(failed, &error, finalize_statements(db, failed ? &later : &error), &later);
     guard_sqlite_remove_functions(db);
     /* A transaction that a raw BEGIN left open on our own connection is rolled back by the close. */
-    if (!db->adopted && close_raw(db, failed ? &later : &error)) {
-        if (failed) {
-            guard_error_attach(&error, &later, GUARD_ATTACHED);
-        }
-        failed = 1;
-    }
+    failed = keep_first(failed, &error, !db->adopted && close_raw(db, failed ? &later : &error), &later);
     if (db->latch.code != 0) {
         guard_latch_drop(&db->latch, "the connection was closed");
     }

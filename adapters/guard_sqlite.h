@@ -185,7 +185,7 @@ typedef int guard_sqlite_row_fn(void *arg, int columns, char **texts, char **nam
 GUARD_API int guard_sqlite_exec_rows_at(guard_sqlite *db, const char *sql, guard_sqlite_row_fn *row, void *arg,
                                         const guard_place *place);
 
-/* The first column of the first row as an integer; `missing` when there is no row or it is NULL. */
+/* The first column of the first row as an integer; `missing` when there is no row or it is NULL. A statement that writes is run to its end. */
 #define guard_sqlite_query_int64(db, sql, missing) guard_sqlite_query_int64_at((db), (sql), (missing), GUARD_HERE)
 GUARD_API int64_t guard_sqlite_query_int64_at(guard_sqlite *db, const char *sql, int64_t missing,
                                               const guard_place *place);
@@ -232,7 +232,10 @@ GUARD_API int guard_sqlite_step_at(guard_sqlite_stmt *stmt, const guard_place *p
 #define guard_sqlite_run(stmt) guard_sqlite_run_at((stmt), GUARD_HERE)
 GUARD_API void guard_sqlite_run_at(guard_sqlite_stmt *stmt, const guard_place *place);
 
-/* Ends the reading of rows, so that the statement holds no lock. */
+/*
+ * Ends the reading of rows, so that the statement holds no lock. Outside of a transaction this commits what a statement with RETURNING has written,
+ * and panics when that fails (https://sqlite.org/c3ref/reset.html); so does whatever else ends it: binding, its close, its scope, the connection's close.
+ */
 GUARD_API void guard_sqlite_reset(guard_sqlite_stmt *stmt);
 
 /*

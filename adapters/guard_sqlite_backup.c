@@ -36,7 +36,7 @@ static int detach_backup(guard_sqlite_backup *backup)
     }
     *link = backup->next_from;
     backup->to = NULL;
-    int rc = sqlite3_backup_finish(backup->raw);
+    int rc = guard_sqlite_call_backup_finish(backup->raw);
     backup->raw = NULL;
     return rc;
 }
@@ -73,7 +73,7 @@ guard_sqlite_backup *guard_sqlite_backup_open_at(guard_scope *scope, guard_sqlit
     guard_reserve(scope, 1);
     guard_sqlite_backup *backup = guard_allocate(sizeof(*backup));
     backup->since = guard_dump_clock();
-    backup->raw = sqlite3_backup_init(to->raw, "main", from->raw, "main");
+    backup->raw = guard_sqlite_call_backup_open(to->raw, from->raw);
     if (backup->raw == NULL) {
         guard_deallocate(backup);
         guard_sqlite_raise(to, sqlite3_extended_errcode(to->raw), "backup", place);

@@ -30,7 +30,7 @@ static int detach_blob(guard_sqlite_blob *blob)
         db->blobs = blob->next;
     }
     blob->db = NULL;
-    int rc = sqlite3_blob_close(blob->raw);
+    int rc = guard_sqlite_call_blob_close(blob->raw);
     blob->raw = NULL;
     return rc;
 }
@@ -72,7 +72,7 @@ guard_sqlite_blob *guard_sqlite_blob_open_at(guard_scope *scope, guard_sqlite *d
     }
     guard_reserve(scope, 1);
     guard_sqlite_blob *blob = guard_allocate(sizeof(*blob));
-    int rc = sqlite3_blob_open(db->raw, "main", table, column, rowid, writable, &blob->raw);
+    int rc = guard_sqlite_call_blob_open(db, table, column, rowid, writable, &blob->raw);
     if (rc != SQLITE_OK) {
         guard_deallocate(blob);
         guard_sqlite_raise(db, rc, table, place);
@@ -119,7 +119,7 @@ int guard_sqlite_blob_size(guard_sqlite_blob *blob)
 void guard_sqlite_blob_read_at(guard_sqlite_blob *blob, void *data, int length, int offset, const guard_place *place)
 {
     if (check_blob(blob, place)) {
-        check_access(blob, sqlite3_blob_read(blob->raw, data, length, offset), place);
+        check_access(blob, guard_sqlite_call_blob_read(blob->raw, data, length, offset), place);
     }
 }
 
@@ -127,7 +127,7 @@ void guard_sqlite_blob_write_at(guard_sqlite_blob *blob, const void *data, int l
                                 const guard_place *place)
 {
     if (check_blob(blob, place)) {
-        check_access(blob, sqlite3_blob_write(blob->raw, data, length, offset), place);
+        check_access(blob, guard_sqlite_call_blob_write(blob->raw, data, length, offset), place);
     }
 }
 

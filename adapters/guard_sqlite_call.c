@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The calls in which SQLite may wait for a lock or a disk, or run the program's functions. They are all here, so
+ * The calls in which SQLite may wait for a lock or a disk, or run the program's functions. They are all here (and guard_sqlite_step_any), so
  * that what must hold around them has one place: `calls` tells a user function that a call of ours will raise its panic, pthread_cancel
  * is closed out, and a cancel or deadline of the thread interrupts the call: by the progress handler on a connection that
  * we opened, by sqlite3_interrupt from the library's watcher on an adopted one, whose handlers are the program's.
@@ -85,9 +85,96 @@ int guard_sqlite_call_backup(guard_sqlite *db, sqlite3_backup *backup, int pages
     return rc;
 }
 
+/*
+ * Those that run no statement, and cannot be interrupted. A file is opened, closed or unlocked in them, a WAL copied back, what a statement has
+ * written outside of a transaction committed.
+ */
+int guard_sqlite_call_open(const char *path, sqlite3 **raw, int flags, const char *vfs)
+{
+    int state = guard_foreign_open();
+    int rc = sqlite3_open_v2(path, raw, flags, vfs);
+    guard_foreign_close(state);
+    return rc;
+}
+
 int guard_sqlite_call_close(sqlite3 *raw)
 {
-    return sqlite3_close(raw);
+    int state = guard_foreign_open();
+    int rc = sqlite3_close(raw);
+    guard_foreign_close(state);
+    return rc;
+}
+
+void guard_sqlite_call_close_later(sqlite3 *raw)
+{
+    int state = guard_foreign_open();
+    sqlite3_close_v2(raw);
+    guard_foreign_close(state);
+}
+
+int guard_sqlite_call_reset(sqlite3_stmt *stmt)
+{
+    int state = guard_foreign_open();
+    int rc = sqlite3_reset(stmt);
+    guard_foreign_close(state);
+    return rc;
+}
+
+int guard_sqlite_call_finalize(sqlite3_stmt *stmt)
+{
+    int state = guard_foreign_open();
+    int rc = sqlite3_finalize(stmt);
+    guard_foreign_close(state);
+    return rc;
+}
+
+int guard_sqlite_call_blob_open(guard_sqlite *db, const char *table, const char *column, int64_t rowid, int writable,
+                                sqlite3_blob **blob)
+{
+    int state = guard_foreign_open();
+    int rc = sqlite3_blob_open(db->raw, "main", table, column, rowid, writable, blob);
+    guard_foreign_close(state);
+    return rc;
+}
+
+int guard_sqlite_call_blob_read(sqlite3_blob *blob, void *data, int length, int offset)
+{
+    int state = guard_foreign_open();
+    int rc = sqlite3_blob_read(blob, data, length, offset);
+    guard_foreign_close(state);
+    return rc;
+}
+
+int guard_sqlite_call_blob_write(sqlite3_blob *blob, const void *data, int length, int offset)
+{
+    int state = guard_foreign_open();
+    int rc = sqlite3_blob_write(blob, data, length, offset);
+    guard_foreign_close(state);
+    return rc;
+}
+
+int guard_sqlite_call_blob_close(sqlite3_blob *blob)
+{
+    int state = guard_foreign_open();
+    int rc = sqlite3_blob_close(blob);
+    guard_foreign_close(state);
+    return rc;
+}
+
+sqlite3_backup *guard_sqlite_call_backup_open(sqlite3 *to, sqlite3 *from)
+{
+    int state = guard_foreign_open();
+    sqlite3_backup *backup = sqlite3_backup_init(to, "main", from, "main");
+    guard_foreign_close(state);
+    return backup;
+}
+
+int guard_sqlite_call_backup_finish(sqlite3_backup *backup)
+{
+    int state = guard_foreign_open();
+    int rc = sqlite3_backup_finish(backup);
+    guard_foreign_close(state);
+    return rc;
 }
 
 int guard_sqlite_call_sql(guard_sqlite *db, const char *sql)
@@ -103,7 +190,7 @@ int guard_sqlite_call_sql(guard_sqlite *db, const char *sql)
     if (rc != SQLITE_DONE) {
         rc = sqlite3_extended_errcode(db->raw);
     }
-    sqlite3_finalize(stmt);
+    guard_sqlite_call_finalize(stmt);
     return rc == SQLITE_DONE ? SQLITE_OK : rc;
 }
 
@@ -150,11 +237,11 @@ int guard_sqlite_control_failed(guard_sqlite *db, control which, int rc)
     sqlite3_stmt *stmt = db->control[which];
     if (rc == SQLITE_MISUSE) {
         /* An SQLite that was built with SQLITE_OMIT_AUTORESET. */
-        sqlite3_reset(stmt);
+        guard_sqlite_call_reset(stmt);
         rc = guard_sqlite_call_step(db, stmt);
     }
     int is_done = rc == SQLITE_DONE;
     rc = is_done ? SQLITE_OK : sqlite3_extended_errcode(db->raw);
-    sqlite3_reset(stmt); /* gives the same code and message again */
+    guard_sqlite_call_reset(stmt); /* gives the same code and message again */
     return is_done || rc != SQLITE_OK ? rc : SQLITE_ERROR;
 }

@@ -35,7 +35,7 @@ static void read_setting(guard_sqlite *db, const char *schema, const char *pragm
         const char *text = (const char *)sqlite3_column_text(stmt, 0);
         snprintf(value, size, "%s", text != NULL ? text : "");
     }
-    sqlite3_finalize(stmt);
+    guard_sqlite_call_finalize(stmt);
     sqlite3_free(sql);
 }
 
@@ -66,7 +66,7 @@ static files look_at_files(guard_sqlite *db)
         }
         rc = SQLITE_OK;
     }
-    sqlite3_finalize(stmt);
+    guard_sqlite_call_finalize(stmt);
     if (rc != SQLITE_DONE) {
         /* No memory to look: there is a file at least. */
         seen.count = seen.count > 0 ? seen.count : 1;

@@ -4,9 +4,13 @@
 
 #include <string.h>
 
-static void finalize_local(void *stmt)
+static void finalize_local(void *object)
 {
-    guard_sqlite_detach_stmt(stmt);
+    guard_sqlite_stmt *stmt = object;
+    guard_error error;
+    if (guard_sqlite_detach_stmt(stmt, &error) != SQLITE_OK) {
+        guard_impl_panic_error(stmt->place, &error);
+    }
 }
 
 /* A statement in a frame of ours, for as long as that lasts. */
@@ -49,10 +53,14 @@ int64_t guard_sqlite_query_int64_at(guard_sqlite *db, const char *sql, int64_t m
         return missing;
     }
     guard_impl_defer_kind(s, &local_kind, &stmt, place);
-    if (!guard_sqlite_step_at(&stmt, place) || sqlite3_column_type(stmt.raw, 0) == SQLITE_NULL) {
+    if (!guard_sqlite_step_at(&stmt, place)) {
         return missing;
     }
-    return sqlite3_column_int64(stmt.raw, 0);
+    int64_t value = sqlite3_column_type(stmt.raw, 0) == SQLITE_NULL ? missing : sqlite3_column_int64(stmt.raw, 0);
+    if (!sqlite3_stmt_readonly(stmt.raw)) {
+        guard_sqlite_run_at(&stmt, place); /* what it wrote is there when it has ended */
+    }
+    return value;
 }
 
 /* ---------------------------------------------------------------------------------------------- callbacks */

@@ -107,7 +107,18 @@ int guard_sqlite_progress(void *db);
 void guard_sqlite_raise_cancel(int rc, const guard_place *place);
 int guard_sqlite_call_exec(guard_sqlite *db, const char *sql, guard_sqlite_row_fn *row, void *arg, char **message);
 int guard_sqlite_call_backup(guard_sqlite *db, sqlite3_backup *backup, int pages);
+int guard_sqlite_call_open(const char *path, sqlite3 **raw, int flags, const char *vfs);
 int guard_sqlite_call_close(sqlite3 *raw);
+void guard_sqlite_call_close_later(sqlite3 *raw); /* sqlite3_close_v2 */
+int guard_sqlite_call_reset(sqlite3_stmt *stmt);
+int guard_sqlite_call_finalize(sqlite3_stmt *stmt);
+int guard_sqlite_call_blob_open(guard_sqlite *db, const char *table, const char *column, int64_t rowid, int writable,
+                                sqlite3_blob **blob);
+int guard_sqlite_call_blob_read(sqlite3_blob *blob, void *data, int length, int offset);
+int guard_sqlite_call_blob_write(sqlite3_blob *blob, const void *data, int length, int offset);
+int guard_sqlite_call_blob_close(sqlite3_blob *blob);
+sqlite3_backup *guard_sqlite_call_backup_open(sqlite3 *to, sqlite3 *from);
+int guard_sqlite_call_backup_finish(sqlite3_backup *backup);
 /* Runs one statement that returns nothing: the result code, nothing raised. */
 int guard_sqlite_call_sql(guard_sqlite *db, const char *sql);
 int guard_sqlite_prepare_control(guard_sqlite *db, control which);
@@ -166,7 +177,8 @@ static inline int guard_sqlite_control_waiting(guard_sqlite *db, control which, 
 /* guard_sqlite_stmt.c */
 int guard_sqlite_look(guard_sqlite *db, const guard_place *place);
 int guard_sqlite_prepare_into(guard_sqlite_stmt *stmt, guard_sqlite *db, const char **sql, const guard_place *place);
-void guard_sqlite_detach_stmt(guard_sqlite_stmt *stmt);
+/* 0, or its code with *error filled where only its end failed: what it wrote is not kept. */
+int guard_sqlite_detach_stmt(guard_sqlite_stmt *stmt, guard_error *error);
 /* Resets it where it is in its middle, and lets its next step be its end. */
 void guard_sqlite_cut(guard_sqlite_stmt *stmt);
 /* Ends the reading of every statement; of an adopted handle only ours. */

@@ -53,7 +53,7 @@ int guard_sqlite_prepare_marker(guard_sqlite *db, guard_error *error)
 int guard_sqlite_write_marker(guard_sqlite *db)
 {
     sqlite3_stmt *stmt = db->control[CONTROL_MARKER];
-    sqlite3_reset(stmt); /* nothing can be bound at the end of its last run */
+    guard_sqlite_call_reset(stmt); /* nothing can be bound at the end of its last run */
     int rc = sqlite3_bind_text(stmt, 1, db->marker_session, -1, SQLITE_STATIC);
     if (rc == SQLITE_OK) {
         rc = sqlite3_bind_int64(stmt, 2, db->marker_sequence);
@@ -99,7 +99,7 @@ static int read_answer(guard_sqlite *db, const question *q, int *committed)
         *committed = rc == SQLITE_ROW && (q->probe != NULL || sqlite3_column_int64(stmt, 0) >= q->sequence);
         rc = rc == SQLITE_ROW || rc == SQLITE_DONE ? SQLITE_OK : sqlite3_extended_errcode(db->raw);
     }
-    sqlite3_finalize(stmt);
+    guard_sqlite_call_finalize(stmt);
     return rc;
 }
 
@@ -111,7 +111,7 @@ static int read_pragma(guard_sqlite *db, const char *sql, int *value)
         rc = guard_sqlite_call_step(db, stmt) == SQLITE_ROW ? SQLITE_OK : sqlite3_extended_errcode(db->raw);
         *value = sqlite3_column_int(stmt, 0);
     }
-    sqlite3_finalize(stmt);
+    guard_sqlite_call_finalize(stmt);
     return rc;
 }
 

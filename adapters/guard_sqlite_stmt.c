@@ -132,10 +132,32 @@ static void attach_stmt(guard_sqlite *db, guard_sqlite_stmt *stmt)
     db->statements = stmt;
 }
 
-void guard_sqlite_detach_stmt(guard_sqlite_stmt *stmt)
+/*
+ * Ends the reading of rows. What a statement with RETURNING wrote outside of a transaction is committed here, and that may fail
+ * (c3ref/reset.html): returns that code. Of a step that failed it is repeated and was told then.
+ */
+static int end_reading(guard_sqlite_stmt *stmt)
+{
+    int is_untold = stmt->stepped;
+    int rc = guard_sqlite_call_reset(stmt->raw);
+    set_stepped(stmt, 0);
+    return is_untold ? rc : SQLITE_OK;
+}
+
+static void describe_end(guard_sqlite_stmt *stmt, int rc, guard_error *error)
+{
+    guard_sqlite_note_error(stmt->db, rc, sqlite3_sql(stmt->raw), error);
+    guard_sqlite_note_end(stmt->db, rc);
+}
+
+int guard_sqlite_detach_stmt(guard_sqlite_stmt *stmt, guard_error *error)
 {
     if (stmt->db == NULL) {
-        return;
+        return 0;
+    }
+    int rc = stmt->stepped ? end_reading(stmt) : SQLITE_OK;
+    if (GUARD_IMPL_UNLIKELY(rc != SQLITE_OK)) {
+        describe_end(stmt, rc, error);
     }
     if (stmt->next != NULL) {
         stmt->next->previous = stmt->previous;
@@ -145,18 +167,23 @@ void guard_sqlite_detach_stmt(guard_sqlite_stmt *stmt)
     } else {
         stmt->db->statements = stmt->next;
     }
-    set_stepped(stmt, 0);
     /* Its result repeats the last step's, which was told then. */
-    sqlite3_finalize(stmt->raw);
+    guard_sqlite_call_finalize(stmt->raw);
     stmt->db = NULL;
     stmt->raw = NULL;
+    return rc;
 }
 
 static void release_stmt(void *object)
 {
     guard_sqlite_stmt *stmt = object;
-    guard_sqlite_detach_stmt(stmt);
+    const guard_place *place = stmt->place;
+    guard_error error;
+    int rc = guard_sqlite_detach_stmt(stmt, &error);
     guard_deallocate(stmt);
+    if (GUARD_IMPL_UNLIKELY(rc != SQLITE_OK)) {
+        guard_impl_panic_error(place, &error);
+    }
 }
 
 /* Prepares the first statement of *sql into *stmt and moves *sql behind it. 0: there is none, or misuse. */
@@ -171,7 +198,7 @@ int guard_sqlite_prepare_into(guard_sqlite_stmt *stmt, guard_sqlite *db, const c
     int rc = guard_sqlite_call_prepare(db, text, -1, 0, &raw, sql);
     if (GUARD_IMPL_UNLIKELY(db->latch.code != 0)) {
         /* The planner may evaluate a deterministic function. */
-        sqlite3_finalize(raw);
+        guard_sqlite_call_finalize(raw);
         guard_latch_raise(&db->latch);
     }
     if (rc != SQLITE_OK) {
@@ -193,12 +220,13 @@ static void free_stmt(void *stmt)
 static int prepare_only(guard_sqlite_stmt *stmt, guard_sqlite *db, const char *sql, const guard_place *place)
 {
     const char *tail = sql;
+    guard_error none;
     int found = guard_sqlite_prepare_into(stmt, db, &tail, place);
     if (found && first_word(tail)[0] == '\0') {
         return 1;
     }
     if (found) {
-        guard_sqlite_detach_stmt(stmt);
+        guard_sqlite_detach_stmt(stmt, &none); /* it was never stepped */
     }
     guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "one statement is prepared at a time: %.100s", sql);
     return 0;
@@ -258,7 +286,7 @@ static int step_again(guard_sqlite *db, guard_sqlite_stmt *stmt, int rc)
     busy_wait wait = {.limit_ms = db->busy_ms};
     int handled = !db->adopted && rc != SQLITE_LOCKED_SHAREDCACHE; /* the handler has waited already */
     while (!handled && may_retry(db, stmt, rc) && guard_sqlite_wait_again(&wait)) {
-        sqlite3_reset(stmt->raw);
+        guard_sqlite_call_reset(stmt->raw);
         rc = guard_sqlite_call_step(db, stmt->raw);
         if (rc != SQLITE_ROW && rc != SQLITE_DONE) {
             rc = sqlite3_extended_errcode(db->raw);
@@ -273,7 +301,7 @@ static void GUARD_NORETURN fail_step(guard_sqlite *db, guard_sqlite_stmt *stmt, 
     guard_error error;
     guard_sqlite_note_error(db, rc, sqlite3_sql(stmt->raw), &error);
     guard_sqlite_note_end(db, rc);
-    sqlite3_reset(stmt->raw);
+    guard_sqlite_call_reset(stmt->raw);
     set_stepped(stmt, 0);
     guard_latch_raise(&db->latch);
     guard_sqlite_raise_cancel(rc, place);
@@ -320,7 +348,7 @@ static inline __attribute__((always_inline)) int step_stmt(guard_sqlite_stmt *st
         return 1;
     }
     set_stepped(stmt, 0);
-    sqlite3_reset(stmt->raw);
+    sqlite3_reset(stmt->raw); /* at its end it holds nothing: no file is used */
     return 0;
 }
 
@@ -337,18 +365,23 @@ void guard_sqlite_run_at(guard_sqlite_stmt *stmt, const guard_place *place)
 
 void guard_sqlite_reset(guard_sqlite_stmt *stmt)
 {
-    if (stmt != NULL && stmt->raw != NULL) {
-        sqlite3_reset(stmt->raw);
-        set_stepped(stmt, 0);
-        stmt->cut = 0;
+    guard_error error;
+    if (stmt == NULL || stmt->raw == NULL) {
+        return;
+    }
+    stmt->cut = 0;
+    int rc = end_reading(stmt);
+    if (GUARD_IMPL_UNLIKELY(rc != SQLITE_OK)) {
+        describe_end(stmt, rc, &error);
+        guard_impl_panic_error(stmt->place, &error);
     }
 }
 
+/* In a transaction: nothing is committed by it. */
 void guard_sqlite_cut(guard_sqlite_stmt *stmt)
 {
-    int cut = stmt->stepped;
-    guard_sqlite_reset(stmt);
-    stmt->cut = cut;
+    stmt->cut = stmt->stepped;
+    end_reading(stmt);
 }
 
 void guard_sqlite_reset_all(guard_sqlite *db)
@@ -373,7 +406,7 @@ void guard_sqlite_reset_raw(sqlite3 *raw)
     sqlite3_stmt *stmt = sqlite3_next_stmt(raw, NULL);
     while (stmt != NULL) {
         if (sqlite3_stmt_busy(stmt) && sqlite3_sql(stmt) != NULL) {
-            sqlite3_reset(stmt);
+            guard_sqlite_call_reset(stmt);
             stmt = NULL;
         }
         stmt = sqlite3_next_stmt(raw, stmt);

@@ -133,7 +133,7 @@ int guard_sqlite_reset_writers(guard_sqlite *db)
             if (sqlite3_sql(stmt) == NULL) {
                 continue; /* a raw blob of the program's, which SQLite would use on */
             }
-            sqlite3_reset(stmt);
+            guard_sqlite_call_reset(stmt);
             count++;
         }
     }

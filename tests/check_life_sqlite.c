@@ -218,6 +218,120 @@ START_TEST(pthread_cancel_waits_until_sqlite_has_returned_and_leaves_no_lock)
 }
 END_TEST
 
+/* A call of the adapter's in which SQLite opens, reads, writes or closes files; the thread was cancelled before it, and nothing in between looks. */
+typedef struct cancelled_call {
+    worker w;
+    void (*call)(struct cancelled_call *c, guard_scope *s);
+    int returned;
+    guard_sqlite *db;
+    guard_sqlite_stmt *insert; /* stands on a row of its RETURNING */
+    guard_sqlite_blob *blob;
+    guard_sqlite *copy;
+    guard_sqlite_backup *backup; /* has begun */
+} cancelled_call;
+
+static void call_open(cancelled_call *c, guard_scope *s)
+{
+    (void)c;
+    guard_sqlite_open(s, path, NULL);
+}
+
+static void call_close(cancelled_call *c, guard_scope *s)
+{
+    (void)s;
+    guard_sqlite_close(c->db);
+}
+
+static void call_reset(cancelled_call *c, guard_scope *s)
+{
+    (void)s;
+    guard_sqlite_reset(c->insert);
+}
+
+static void call_stmt_close(cancelled_call *c, guard_scope *s)
+{
+    (void)s;
+    guard_sqlite_stmt_close(c->insert);
+}
+
+static void call_blob_open(cancelled_call *c, guard_scope *s)
+{
+    guard_sqlite_blob_open(s, c->copy, "t", "data", 1, 0);
+}
+
+static void call_blob_read(cancelled_call *c, guard_scope *s)
+{
+    char data[60000];
+    (void)s;
+    guard_sqlite_blob_read(c->blob, data, sizeof data, 0);
+}
+
+static void call_blob_close(cancelled_call *c, guard_scope *s)
+{
+    (void)s;
+    guard_sqlite_blob_close(c->blob);
+}
+
+static void call_backup_open(cancelled_call *c, guard_scope *s)
+{
+    guard_sqlite_backup_open(s, c->copy, c->db);
+}
+
+static void call_backup_end(cancelled_call *c, guard_scope *s)
+{
+    (void)s;
+    guard_sqlite_close(c->copy);
+}
+
+static void prepare_call(cancelled_call *c, guard_scope *s)
+{
+    const guard_sqlite_options options = {.journal = GUARD_SQLITE_WAL};
+    c->db = guard_sqlite_open(s, path, &options);
+    guard_sqlite_exec(c->db, "PRAGMA cache_size = 1; DROP TABLE t; CREATE TABLE t(id INTEGER PRIMARY KEY, data);"
+                             "INSERT INTO t VALUES (1, zeroblob(100000))");
+    c->copy = guard_sqlite_open(s, c->call == call_blob_open ? path : database_beside("copy.db"), NULL);
+    if (c->call == call_reset || c->call == call_stmt_close) {
+        c->insert = guard_sqlite_prepare(s, c->db, "INSERT INTO t VALUES (2, 'x') RETURNING id");
+        ck_assert(guard_sqlite_step(c->insert));
+    } else if (c->call == call_blob_read || c->call == call_blob_close) {
+        c->blob = guard_sqlite_blob_open(s, c->db, "t", "data", 1, 1);
+        guard_sqlite_blob_write(c->blob, "x", 1, 0);
+    } else if (c->call == call_backup_end) {
+        c->backup = guard_sqlite_backup_open(s, c->copy, c->db);
+        guard_sqlite_backup_step(c->backup, 1);
+    }
+}
+
+static void call_cancelled(void *arg)
+{
+    cancelled_call *c = arg;
+    GUARD_AUTO(s);
+    prepare_call(c, s);
+    worker_is_ready(&c->w);
+    pthread_cancel(pthread_self());
+    c->call(c, s);
+    c->returned = 1;
+}
+
+START_TEST(pthread_cancel_waits_for_every_call_in_which_sqlite_uses_files)
+{
+    static void (*const calls[])(cancelled_call *, guard_scope *) = {
+        call_open,      call_close,      call_reset,       call_stmt_close, call_blob_open,
+        call_blob_read, call_blob_close, call_backup_open, call_backup_end};
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        cancelled_call c = {.call = calls[i]};
+        make_table();
+        worker_start(&c.w, call_cancelled);
+        worker_join(&c.w);
+        ck_assert_msg(c.returned, "call %zu", i);
+        sqlite3 *other = database_raw(path);
+        database_exec(other, "INSERT INTO t(id) VALUES (3)");
+        database_check(other);
+        sqlite3_close(other);
+    }
+}
+END_TEST
+
 /* ---------------------------------------------------------------------------------------------------- fork -- */
 
 typedef struct inheritance {
@@ -424,6 +538,7 @@ int main(void)
         a_cancel_is_looked_at_before_commit_is_sent,
         commit_and_its_hooks_are_masked,
         pthread_cancel_waits_until_sqlite_has_returned_and_leaves_no_lock,
+        pthread_cancel_waits_for_every_call_in_which_sqlite_uses_files,
         the_parents_transaction_lives_on_whatever_its_child_does,
         /* Memcheck counts the fault itself, and valgrind delivers it on a stack of its own making. */
         suite_unless_valgrind(a_fault_between_two_statements_rolls_back_and_the_connection_goes_on),

@@ -399,6 +399,85 @@ START_TEST(a_read_only_database_can_be_read_in_a_transaction)
 }
 END_TEST
 
+/* ------------------------------------------------------------- writes outside of a transaction, committed at their end */
+
+#define CHILD                                       \
+    "CREATE TABLE parent(id INTEGER PRIMARY KEY);"  \
+    "CREATE TABLE t(id INTEGER PRIMARY KEY, parent" \
+    " INTEGER REFERENCES parent DEFERRABLE INITIALLY DEFERRED)"
+#define ORPHAN "INSERT INTO t VALUES (1, 99) RETURNING id"
+
+static guard_sqlite_stmt *step_orphan(guard_scope *s)
+{
+    guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, ORPHAN);
+    ck_assert(guard_sqlite_step(stmt));
+    return stmt;
+}
+
+static void query_orphan(void *arg)
+{
+    (void)arg;
+    guard_sqlite_query_int64(db, ORPHAN, -1);
+}
+
+static void reset_orphan(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    guard_sqlite_reset(step_orphan(s));
+    ck_abort();
+}
+
+static void bind_orphan(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "INSERT INTO t VALUES (?1, 99) RETURNING id");
+    guard_sqlite_bind_int64(stmt, 1, 1);
+    ck_assert(guard_sqlite_step(stmt));
+    guard_sqlite_bind_int64(stmt, 1, 2);
+    ck_abort();
+}
+
+static void close_orphan(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    guard_sqlite_stmt_close(step_orphan(s));
+    ck_abort();
+}
+
+static void leave_orphan(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    step_orphan(s);
+}
+
+static void close_over_orphan(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    step_orphan(s);
+    guard_sqlite_close(db);
+    ck_abort();
+}
+
+/* c3ref/reset.html: a step may give a row of RETURNING, and the end of the statement then fails all the same. */
+START_TEST(a_write_that_fails_at_its_end_only_is_told_by_what_ends_it)
+{
+    static guard_fn *const ends[] = {query_orphan, reset_orphan, bind_orphan,
+                                     close_orphan, leave_orphan, close_over_orphan};
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        GUARD_AUTO(s);
+        table_open(s, CHILD, NULL);
+        const guard_error *error = expect_panic(ends[i], NULL, GUARD_SQLITE, SQLITE_CONSTRAINT_FOREIGNKEY);
+        ck_assert_msg(strstr(error->detail, "INSERT INTO t") != NULL, "%zu: %s", i, error->detail);
+        ck_assert_int_eq(database_number(path, COUNT), 0);
+    }
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -421,6 +500,7 @@ int main(void)
         a_statement_of_another_thread_in_a_transaction_is_misuse,
         a_marker_without_its_table_is_told_at_begin,
         a_read_only_database_can_be_read_in_a_transaction,
+        a_write_that_fails_at_its_end_only_is_told_by_what_ends_it,
     };
     return suite_run("sqlite_tx", tests, sizeof tests / sizeof *tests);
 }
