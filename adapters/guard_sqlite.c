@@ -371,13 +371,20 @@ static void close_connection(void *object)
     }
 }
 
+static int check_given(const guard_sqlite *db)
+{
+    if (GUARD_IMPL_UNLIKELY(db == NULL)) {
+        guard_misuse(GUARD_MISUSE_ARGUMENT, "the connection is NULL");
+    }
+    return db != NULL;
+}
+
 void guard_sqlite_close(guard_sqlite *db)
 {
-    if (db == NULL) {
-        guard_misuse(GUARD_MISUSE_ARGUMENT, "the connection is NULL");
+    if (!check_given(db)) {
         return;
     }
-    if (db->calls != 0) {
+    if (db->calls != 0 || db->inside != 0) {
         guard_misuse(GUARD_MISUSE_STATE, "a function that SQLite called closes the connection it was called from");
         return;
     }
@@ -388,21 +395,26 @@ void guard_sqlite_close(guard_sqlite *db)
 
 sqlite3 *guard_sqlite_raw(guard_sqlite *db)
 {
+    if (!check_given(db)) {
+        return NULL;
+    }
     db->raw_given = 1;
     return db->raw;
 }
 
 void guard_sqlite_interrupt(guard_sqlite *db)
 {
-    sqlite3_interrupt(db->raw);
+    if (check_given(db)) {
+        sqlite3_interrupt(db->raw);
+    }
 }
 
 int64_t guard_sqlite_changes(guard_sqlite *db)
 {
-    return sqlite3_changes(db->raw);
+    return check_given(db) ? sqlite3_changes(db->raw) : 0;
 }
 
 int64_t guard_sqlite_last_rowid(guard_sqlite *db)
 {
-    return sqlite3_last_insert_rowid(db->raw);
+    return check_given(db) ? sqlite3_last_insert_rowid(db->raw) : 0;
 }

@@ -126,12 +126,12 @@ int guard_sqlite_backup_step_at(guard_sqlite_backup *backup, int pages, const gu
 
 int guard_sqlite_backup_remaining(guard_sqlite_backup *backup)
 {
-    return sqlite3_backup_remaining(backup->raw);
+    return check_backup(backup, GUARD_HERE) ? sqlite3_backup_remaining(backup->raw) : 0;
 }
 
 int guard_sqlite_backup_total(guard_sqlite_backup *backup)
 {
-    return sqlite3_backup_pagecount(backup->raw);
+    return check_backup(backup, GUARD_HERE) ? sqlite3_backup_pagecount(backup->raw) : 0;
 }
 
 void guard_sqlite_backup_finish_at(guard_sqlite_backup *backup, int deadline_ms, const guard_place *place)

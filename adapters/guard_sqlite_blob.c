@@ -113,7 +113,11 @@ static void check_access(guard_sqlite_blob *blob, int rc, const guard_place *pla
 
 int guard_sqlite_blob_size(guard_sqlite_blob *blob)
 {
-    return sqlite3_blob_bytes(blob->raw);
+    if (blob == NULL) {
+        guard_misuse(GUARD_MISUSE_ARGUMENT, "the blob is NULL");
+        return 0;
+    }
+    return sqlite3_blob_bytes(blob->raw); /* 0 for a closed one */
 }
 
 void guard_sqlite_blob_read_at(guard_sqlite_blob *blob, void *data, int length, int offset, const guard_place *place)

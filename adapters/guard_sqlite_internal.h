@@ -82,6 +82,7 @@ struct guard_sqlite_stmt {
     guard_ticket ticket;
     const guard_place *place;
     int64_t since; /* guard_dump_clock */
+    int running;   /* SQLite is in a step of it */
     int stepped;
     int ends; /* COMMIT, END or ROLLBACK: not inside a guarded transaction */
     int cut;  /* reset by us in the middle: its next step is its end, for to begin again would write again */

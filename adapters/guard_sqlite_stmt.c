@@ -119,6 +119,13 @@ static int check_stmt(const guard_sqlite_stmt *stmt, const guard_place *place)
     return 1;
 }
 
+/* SQLite is in its middle, in a function that it called. */
+static void refuse_running(const char *verb, const guard_place *place)
+{
+    guard_impl_misuse(place, GUARD_MISUSE_STATE, "a function that SQLite called %s the statement it was called from",
+                      verb);
+}
+
 /* ------------------------------------------------------------------------------------------ prepare, close */
 
 static void attach_stmt(guard_sqlite *db, guard_sqlite_stmt *stmt)
@@ -257,8 +264,8 @@ void guard_sqlite_stmt_close(guard_sqlite_stmt *stmt)
         guard_misuse(GUARD_MISUSE_ARGUMENT, "the statement is NULL");
         return;
     }
-    if (stmt->db != NULL && stmt->db->calls != 0 && sqlite3_stmt_busy(stmt->raw)) {
-        guard_misuse(GUARD_MISUSE_STATE, "a function that SQLite called closes the statement it was called from");
+    if (stmt->running) {
+        refuse_running("closes", GUARD_HERE);
         return;
     }
     guard_release(stmt->ticket);
@@ -266,6 +273,10 @@ void guard_sqlite_stmt_close(guard_sqlite_stmt *stmt)
 
 sqlite3_stmt *guard_sqlite_stmt_raw(guard_sqlite_stmt *stmt)
 {
+    if (stmt == NULL) {
+        guard_misuse(GUARD_MISUSE_ARGUMENT, "the statement is NULL");
+        return NULL;
+    }
     if (stmt->db != NULL) {
         stmt->db->raw_given = 1;
     }
@@ -287,7 +298,9 @@ static int step_again(guard_sqlite *db, guard_sqlite_stmt *stmt, int rc)
     int handled = !db->adopted && rc != SQLITE_LOCKED_SHAREDCACHE; /* the handler has waited already */
     while (!handled && may_retry(db, stmt, rc) && guard_sqlite_wait_again(&wait)) {
         guard_sqlite_call_reset(stmt->raw);
+        stmt->running = 1;
         rc = guard_sqlite_call_step(db, stmt->raw);
+        stmt->running = 0;
         if (rc != SQLITE_ROW && rc != SQLITE_DONE) {
             rc = sqlite3_extended_errcode(db->raw);
         }
@@ -312,6 +325,10 @@ static void GUARD_NORETURN fail_step(guard_sqlite *db, guard_sqlite_stmt *stmt, 
 /* A statement that is not as others: 1 if it may be stepped all the same. */
 static int may_step(const guard_sqlite *db, guard_sqlite_stmt *stmt, const guard_place *place)
 {
+    if (stmt->running) {
+        refuse_running("steps", place);
+        return 0;
+    }
     if (stmt->cut) {
         stmt->cut = 0;
         return 0;
@@ -333,10 +350,12 @@ static inline __attribute__((always_inline)) int step_stmt(guard_sqlite_stmt *st
     if (!guard_sqlite_may_run(db, place)) {
         return 0;
     }
-    if (GUARD_IMPL_UNLIKELY(stmt->ends | stmt->cut) && !may_step(db, stmt, place)) {
+    if (GUARD_IMPL_UNLIKELY(stmt->ends | stmt->cut | stmt->running) && !may_step(db, stmt, place)) {
         return 0;
     }
+    stmt->running = 1;
     int rc = guard_sqlite_step_any(db, stmt->raw);
+    stmt->running = 0;
     if (GUARD_IMPL_UNLIKELY(rc != SQLITE_ROW && rc != SQLITE_DONE)) {
         rc = step_again(db, stmt, sqlite3_extended_errcode(db->raw));
     }
@@ -367,6 +386,10 @@ void guard_sqlite_reset(guard_sqlite_stmt *stmt)
 {
     guard_error error;
     if (stmt == NULL || stmt->raw == NULL) {
+        return;
+    }
+    if (stmt->running) {
+        refuse_running("resets", GUARD_HERE);
         return;
     }
     stmt->cut = 0;
@@ -418,6 +441,10 @@ void guard_sqlite_reset_raw(sqlite3 *raw)
 static int may_bind(guard_sqlite_stmt *stmt, const guard_place *place)
 {
     if (!check_stmt(stmt, place)) {
+        return 0;
+    }
+    if (stmt->running) {
+        refuse_running("binds a value to", place);
         return 0;
     }
     if (stmt->stepped | stmt->cut) {
@@ -477,24 +504,29 @@ void guard_sqlite_bind_blob_at(guard_sqlite_stmt *stmt, int index, const void *d
 
 /* ------------------------------------------------------------------------------------------------ columns */
 
+static int may_read(const guard_sqlite_stmt *stmt)
+{
+    return check_stmt(stmt, GUARD_HERE);
+}
+
 int guard_sqlite_column_count(guard_sqlite_stmt *stmt)
 {
-    return sqlite3_column_count(stmt->raw);
+    return may_read(stmt) ? sqlite3_column_count(stmt->raw) : 0;
 }
 
 int guard_sqlite_column_type(guard_sqlite_stmt *stmt, int index)
 {
-    return sqlite3_column_type(stmt->raw, index);
+    return may_read(stmt) ? sqlite3_column_type(stmt->raw, index) : SQLITE_NULL;
 }
 
 int64_t guard_sqlite_column_int64(guard_sqlite_stmt *stmt, int index)
 {
-    return sqlite3_column_int64(stmt->raw, index);
+    return may_read(stmt) ? sqlite3_column_int64(stmt->raw, index) : 0;
 }
 
 double guard_sqlite_column_double(guard_sqlite_stmt *stmt, int index)
 {
-    return sqlite3_column_double(stmt->raw, index);
+    return may_read(stmt) ? sqlite3_column_double(stmt->raw, index) : 0;
 }
 
 /* NULL is an SQL NULL, an empty blob, or no memory for the conversion: only the error code tells the last. */
@@ -507,6 +539,9 @@ static void check_column(guard_sqlite_stmt *stmt, const void *value)
 
 const char *guard_sqlite_column_text(guard_sqlite_stmt *stmt, int index)
 {
+    if (!may_read(stmt)) {
+        return NULL;
+    }
     const char *text = (const char *)sqlite3_column_text(stmt->raw, index);
     check_column(stmt, text);
     return text;
@@ -514,6 +549,12 @@ const char *guard_sqlite_column_text(guard_sqlite_stmt *stmt, int index)
 
 const void *guard_sqlite_column_blob(guard_sqlite_stmt *stmt, int index, int *length)
 {
+    if (length != NULL) {
+        *length = 0;
+    }
+    if (!may_read(stmt)) {
+        return NULL;
+    }
     const void *data = sqlite3_column_blob(stmt->raw, index);
     check_column(stmt, data);
     if (length != NULL) {

@@ -239,6 +239,10 @@ static int is_gone(const guard_tx_session *session)
 
 guard_outcome guard_tx_outcome(guard_tx *tx)
 {
+    if (GUARD_IMPL_UNLIKELY(tx == NULL)) {
+        guard_misuse(GUARD_MISUSE_ARGUMENT, "the transaction is NULL");
+        return GUARD_OPEN;
+    }
     if (tx->result.outcome == GUARD_OPEN && tx->linked && is_gone(tx->session)) {
         learn_fate(tx->session);
     }
@@ -247,8 +251,9 @@ guard_outcome guard_tx_outcome(guard_tx *tx)
 
 const guard_result *guard_tx_result(guard_tx *tx)
 {
+    static const guard_result none;
     guard_tx_outcome(tx);
-    return &tx->result;
+    return tx != NULL ? &tx->result : &none;
 }
 
 /* Rolls the whole tree back. Returns 0, or 1 with *error filled and the session poisoned. */
@@ -528,7 +533,8 @@ void guard_tx_rollback_at(guard_tx *tx, const guard_place *place)
 
 void guard_tx_settle(guard_tx *tx, guard_outcome outcome)
 {
-    if (tx->result.outcome != GUARD_IN_DOUBT || (outcome != GUARD_COMMITTED && outcome != GUARD_ROLLED_BACK)) {
+    if (tx == NULL || tx->result.outcome != GUARD_IN_DOUBT ||
+        (outcome != GUARD_COMMITTED && outcome != GUARD_ROLLED_BACK)) {
         guard_misuse(GUARD_MISUSE_STATE, "only a transaction in doubt is settled, as committed or rolled back");
         return;
     }

@@ -185,11 +185,16 @@ void guard_tx_refuse(guard_tx_session *session, const guard_place *place)
 
 void *guard_tx_connection(guard_tx *tx)
 {
-    return tx->session != NULL ? tx->session->connection : NULL;
+    guard_tx_session *session = guard_tx_session_of(tx);
+    return session != NULL ? session->connection : NULL;
 }
 
 guard_tx_session *guard_tx_session_of(guard_tx *tx)
 {
+    if (GUARD_IMPL_UNLIKELY(tx == NULL)) {
+        guard_misuse(GUARD_MISUSE_ARGUMENT, "the transaction is NULL");
+        return NULL;
+    }
     return tx->session;
 }
 

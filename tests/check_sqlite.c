@@ -479,6 +479,70 @@ START_TEST(another_thread_can_interrupt)
 }
 END_TEST
 
+/* ------------------------------------------------------------------------------------------------ nothing */
+
+static int told;
+
+static void count_misuse(const guard_error *error)
+{
+    ck_assert_int_eq(error->domain, GUARD_MISUSE);
+    told++;
+}
+
+/* After a misuse that a handler let pass, a program goes on with the NULL that it was given, or with what a close has left. */
+START_TEST(what_is_not_there_is_misuse_in_every_call_and_never_a_crash)
+{
+    GUARD_AUTO(s);
+    int length = 7;
+    table_open(s, NAMES, NULL);
+    guard_sqlite_stmt *closed = guard_sqlite_prepare(s, db, "SELECT 1");
+    ck_assert(guard_sqlite_step(closed));
+    guard_sqlite_close(db);
+    guard_misuse_handler(count_misuse);
+    guard_sqlite_stmt *const stmts[] = {NULL, closed};
+    for (size_t i = 0; i < 2; i++) {
+        ck_assert_int_eq(guard_sqlite_step(stmts[i]), 0);
+        guard_sqlite_run(stmts[i]);
+        guard_sqlite_bind_int64(stmts[i], 1, 1);
+        ck_assert_int_eq(guard_sqlite_column_count(stmts[i]), 0);
+        ck_assert_int_eq(guard_sqlite_column_type(stmts[i], 0), SQLITE_NULL);
+        ck_assert_int_eq(guard_sqlite_column_int64(stmts[i], 0), 0);
+        ck_assert(guard_sqlite_column_double(stmts[i], 0) == 0);
+        ck_assert_ptr_null(guard_sqlite_column_text(stmts[i], 0));
+        ck_assert_ptr_null(guard_sqlite_column_blob(stmts[i], 0, &length));
+        ck_assert_int_eq(length, 0);
+        guard_sqlite_reset(stmts[i]);
+    }
+    ck_assert_int_eq(told, 18);
+    ck_assert_ptr_null(guard_sqlite_stmt_raw(NULL));
+    guard_sqlite_stmt_close(NULL);
+    ck_assert_ptr_null(guard_sqlite_raw(NULL));
+    guard_sqlite_interrupt(NULL);
+    ck_assert_int_eq(guard_sqlite_changes(NULL), 0);
+    ck_assert_int_eq(guard_sqlite_last_rowid(NULL), 0);
+    guard_sqlite_close(NULL);
+    guard_sqlite_exec(NULL, "SELECT 1");
+    ck_assert_int_eq(told, 26);
+    ck_assert_int_eq(guard_sqlite_blob_size(NULL), 0);
+    guard_sqlite_blob_read(NULL, &length, 1, 0);
+    guard_sqlite_blob_close(NULL);
+    ck_assert_int_eq(guard_sqlite_backup_remaining(NULL), 0);
+    ck_assert_int_eq(guard_sqlite_backup_total(NULL), 0);
+    ck_assert_int_eq(guard_sqlite_backup_step(NULL, 1), 0);
+    ck_assert_int_eq(told, 32);
+    ck_assert_ptr_null(guard_sqlite_begin(s, NULL, NULL));
+    ck_assert_ptr_null(guard_sqlite_of(NULL));
+    ck_assert_int_eq(guard_tx_outcome(NULL), GUARD_OPEN);
+    ck_assert_int_eq(guard_tx_result(NULL)->outcome, GUARD_OPEN);
+    guard_tx_commit(NULL);
+    guard_tx_rollback(NULL);
+    guard_tx_settle(NULL, GUARD_COMMITTED);
+    ck_assert_ptr_null(guard_tx_begin_nested(s, NULL));
+    ck_assert_int_eq(told, 40);
+    guard_misuse_handler(NULL);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -503,6 +567,7 @@ int main(void)
         exec_runs_all_statements_up_to_the_first_that_fails,
         a_statement_closed_early_is_gone,
         another_thread_can_interrupt,
+        what_is_not_there_is_misuse_in_every_call_and_never_a_crash,
     };
     return suite_run("sqlite", tests, sizeof tests / sizeof *tests);
 }

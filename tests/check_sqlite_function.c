@@ -338,6 +338,70 @@ START_TEST(closing_what_called_a_function_inside_it_is_misuse)
     }
     guard_sqlite_stmt_close(running);
     ck_assert_int_eq(guard_sqlite_query_int64(db, COUNT, 0), 3);
+    /* Also in a statement of the raw handle. */
+    ck_assert_int_eq(sqlite3_exec(guard_sqlite_raw(db), "SELECT closing(1)", NULL, NULL, NULL), SQLITE_ERROR);
+    ck_assert_int_eq(guard_sqlite_query_int64(db, COUNT, 0), 3);
+}
+END_TEST
+
+static void use_running(sqlite3_context *context, int count, sqlite3_value **values, void *arg)
+{
+    (void)context;
+    (void)count;
+    (void)arg;
+    switch (sqlite3_value_int(values[0])) {
+    case 1:
+        guard_sqlite_reset(running);
+        break;
+    case 2:
+        guard_sqlite_step(running);
+        break;
+    case 3:
+        guard_sqlite_bind_int64(running, 1, 0);
+        break;
+    default:
+        break;
+    }
+}
+
+/* SQLite would go on in a statement that was taken away under its feet. */
+START_TEST(using_the_statement_that_called_a_function_inside_it_is_misuse)
+{
+    for (int i = 1; i <= 3; i++) {
+        GUARD_AUTO(s);
+        table_open(s, NAMES, NULL);
+        guard_sqlite_function(db, "use_running", 1, SQLITE_UTF8, use_running, NULL);
+        /* On a row already, and not yet. */
+        running = guard_sqlite_prepare(s, db, "WITH x(n) AS (VALUES (0), (?1)) SELECT use_running(n) FROM x");
+        guard_sqlite_bind_int64(running, 1, i);
+        ck_assert(guard_sqlite_step(running));
+        expect_panic(step_running, NULL, GUARD_MISUSE, GUARD_MISUSE_STATE);
+        running = guard_sqlite_prepare(s, db, "SELECT use_running(?1)");
+        guard_sqlite_bind_int64(running, 1, i);
+        expect_panic(step_running, NULL, GUARD_MISUSE, GUARD_MISUSE_STATE);
+        guard_sqlite_bind_int64(running, 1, 0);
+        ck_assert(guard_sqlite_step(running)); /* nothing of it stays */
+    }
+}
+END_TEST
+
+static void close_outer(sqlite3_context *context, int count, sqlite3_value **values, void *arg)
+{
+    (void)context;
+    (void)count;
+    (void)values;
+    (void)arg;
+    guard_sqlite_stmt_close(running);
+}
+
+START_TEST(a_function_may_close_a_statement_that_only_stands_on_a_row)
+{
+    GUARD_AUTO(s);
+    table_open(s, NAMES, NULL);
+    guard_sqlite_function(db, "close_outer", 0, SQLITE_UTF8, close_outer, NULL);
+    running = guard_sqlite_prepare(s, db, "VALUES (1), (2)");
+    ck_assert(guard_sqlite_step(running));
+    guard_sqlite_exec(db, "SELECT close_outer()");
 }
 END_TEST
 
@@ -484,6 +548,8 @@ int main(void)
         functions_of_an_adopted_handle_end_with_the_guard,
         a_function_that_sqlite_refuses_panics_and_leaks_nothing,
         closing_what_called_a_function_inside_it_is_misuse,
+        using_the_statement_that_called_a_function_inside_it_is_misuse,
+        a_function_may_close_a_statement_that_only_stands_on_a_row,
         a_blob_is_read_and_written_in_place_and_ends_with_its_scope,
         what_a_blob_wrote_is_taken_back_with_its_transaction,
         a_backup_copies_all_in_steps,
