@@ -448,7 +448,8 @@ GUARD_API void guard_pq_marker_install_at(guard_pq *pq, const char *role, const 
  * transaction with a probe the probe and its key.
  *
  * Returns COMMITTED or ROLLED_BACK, for good, or PREPARED; or IN_DOUBT when it could not be found out within
- * resolve_ms or at all: *error, where it is not NULL, then says why. A border: it does not panic, but for misuse.
+ * resolve_ms or at all, or the thread is cancelled or late (guard_cancel.h): *error, where it is not NULL, then says why. A border: it
+ * does not panic, but for misuse.
  */
 #define guard_pq_resolve(pq, token, options, error) guard_pq_resolve_at((pq), (token), (options), (error), GUARD_HERE)
 GUARD_API guard_outcome guard_pq_resolve_at(guard_pq *pq, const char *token, const guard_pq_tx_options *options,

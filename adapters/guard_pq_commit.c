@@ -177,6 +177,8 @@ static guard_outcome resolve(guard_pq *pq, const char *token, guard_result *resu
                             .probe_key = pq->t.probe_key,
                             .prepare_as = pq->t.prepare_as};
     guard_outcome outcome = GUARD_IN_DOUBT;
+    GUARD_AUTO(mask);
+    guard_mask(mask); /* guard_tx_outcome asks too, and no later call would find it */
     memset(&doubt.error, 0, sizeof(doubt.error));
     if (pq->conn != NULL && guard_pq_keywords_of(&keywords, pq->conn, &doubt.error) == 0) {
         outcome = guard_pq_doubt_resolve(&doubt, &keywords, NULL, guard_pq_in(pq->t.resolve_ms));

@@ -169,6 +169,8 @@ static int run(guard_pq *pq, second_phase *p)
         return code; /* nothing was asked for yet */
     }
     memcpy(p->home, pq->home.text, sizeof(p->home));
+    GUARD_AUTO(mask);
+    guard_mask(mask); /* as COMMIT: once it is asked for, only commit_ms and resolve_ms count */
     code = guard_pq_query(pq, p->sql, pq->options.commit_ms, NULL, &p->error);
     return code == 0 || is_answered(pq, &p->error) ? code : settle(pq, p);
 }

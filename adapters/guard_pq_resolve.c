@@ -420,7 +420,8 @@ guard_outcome guard_pq_doubt_resolve(guard_pq_doubt *doubt, guard_pq_keywords *k
         PQfinish(own);
         own = NULL;
         if (v == VERDICT_AGAIN) {
-            if (guard_pq_left(deadline) == 0) {
+            /* Whoever asks may be cancelled, or late; not so at COMMIT, which is masked. */
+            if (guard_checkpoint_error(&doubt->error) != 0 || guard_pq_left(deadline) == 0) {
                 break;
             }
             pause_before_retry(deadline, &pause);

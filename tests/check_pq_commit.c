@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <guard/guard.h>
+#include <guard/guard_cancel.h>
 #include <guard/guard_pq.h>
 
 #include "calls.h"
@@ -393,6 +394,25 @@ static void count_call(void *count)
     ++*(int *)count;
 }
 
+START_TEST(resolving_on_a_cancelled_thread_does_not_go_on_to_its_deadline)
+{
+    GUARD_AUTO(s);
+    guard_error error;
+    guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW, .resolve_ms = 200};
+    work w = {.id = 1, .before_commit = lose_the_answer_and_the_server};
+    open_proxy();
+    ck_assert_int_eq(run_work(s, &w, &options), GUARD_IN_DOUBT);
+    options.resolve_ms = -1;
+    ck_assert_int_eq(guard_cancel_thread(pthread_self()), 1);
+    ck_assert_int_eq(guard_pq_resolve_from(wire_proxy_conninfo(proxy), NULL, w.result.token, &options, &error),
+                     GUARD_IN_DOUBT);
+    ck_assert_msg(error.domain == GUARD_CANCELLED, "%s", error.message);
+    guard_cancel_clear();
+    ck_assert_int_eq(guard_pq_resolve_from("", NULL, w.result.token, &options, &error), GUARD_COMMITTED);
+    wire_proxy_close(proxy);
+}
+END_TEST
+
 START_TEST(hooks_of_a_transaction_in_doubt_run_when_its_handle_is_resolved)
 {
     GUARD_AUTO(s);
@@ -634,6 +654,7 @@ int main(void)
         a_number_that_a_crashed_server_hands_out_again_is_no_proof_of_commit,
         a_marker_row_is_not_fooled_by_a_number_that_was_handed_out_again,
         a_server_that_is_away_leaves_it_in_doubt_and_another_process_resolves_it,
+        resolving_on_a_cancelled_thread_does_not_go_on_to_its_deadline,
         hooks_of_a_transaction_in_doubt_run_when_its_handle_is_resolved,
         a_session_that_was_in_doubt_gets_another_id,
         a_lost_commit_without_a_number_is_in_doubt_but_no_row_was_written,

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include <guard/guard.h>
+#include <guard/guard_cancel.h>
 #include <guard/guard_pq.h>
 
 #include "server.h"
@@ -212,6 +213,29 @@ START_TEST(a_probe_finds_what_lost_sql_of_the_programs_own_has_committed)
         ck_assert_int_eq(transact_script(&p, &options, &result), i == 0 ? GUARD_COMMITTED : GUARD_ROLLED_BACK);
         ck_assert_int_eq(server_rows(1), i == 0);
     }
+    wire_proxy_close(proxy);
+}
+END_TEST
+
+static void lose_a_commit(void *arg)
+{
+    run_script(*(guard_tx **)arg, ((void **)arg)[1]);
+}
+
+/* It is asked once only. */
+START_TEST(a_cancelled_thread_that_asks_for_the_outcome_is_told_what_the_probe_finds)
+{
+    GUARD_AUTO(s);
+    guard_error error;
+    guard_pq_tx_options options = {.probe = "SELECT 1 FROM t WHERE id = 1"};
+    open_proxy();
+    guard_pq *pq = guard_pq_open(s, wire_proxy_conninfo(proxy), NULL);
+    script p = {{"INSERT INTO t VALUES (1); COMMIT"}, .lost = true, .wire = 1};
+    guard_tx *tx = guard_pq_begin(s, pq, &options);
+    ck_assert_int_ne(guard_run(lose_a_commit, (void *[]){tx, &p}, &error), 0);
+    ck_assert_int_eq(guard_cancel_thread(pthread_self()), 1);
+    ck_assert_int_eq(guard_tx_outcome(tx), GUARD_COMMITTED);
+    guard_cancel_clear();
     wire_proxy_close(proxy);
 }
 END_TEST
@@ -447,6 +471,7 @@ int main(void)
         a_procedure_that_commits_fails_inside_it,
         lost_sql_that_may_have_ended_it_is_never_told_wrong,
         a_probe_finds_what_lost_sql_of_the_programs_own_has_committed,
+        a_cancelled_thread_that_asks_for_the_outcome_is_told_what_the_probe_finds,
         a_lost_commit_is_in_doubt_however_the_program_has_sent_it,
         a_read_only_transaction_that_was_made_to_write_is_seen_as_that,
         a_transaction_that_was_made_read_only_cannot_leave_its_marker_and_says_so,

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include <guard/guard.h>
+#include <guard/guard_cancel.h>
 #include <guard/guard_pq.h>
 
 #include "server.h"
@@ -387,6 +388,47 @@ START_TEST(the_opposite_that_somebody_else_did_meanwhile_is_told)
 }
 END_TEST
 
+typedef struct canceller {
+    pthread_t thread;
+    uint64_t request; /* where it ends, on its way to the server */
+} canceller;
+
+static void *cancel_when_asked_for(void *arg)
+{
+    const canceller *c = arg;
+    ck_assert(wire_proxy_wait(proxy, 1, WIRE_PASSED_TO_SERVER, c->request, WAIT_MS));
+    guard_cancel_thread(c->thread);
+    return NULL;
+}
+
+START_TEST(a_thread_that_is_cancelled_in_the_second_phase_still_finds_out_how_it_ended)
+{
+    GUARD_AUTO(s);
+    pthread_t thread;
+    guard_error error = {0};
+    open_proxy();
+    guard_pq_options options = {.commit_ms = 1000, .rollback_ms = 300};
+    second p = {guard_pq_open(s, wire_proxy_conninfo(proxy), &options), true};
+    prepare_whole(1);
+    end_it(&p); /* asks where it is, once */
+    prepare_whole(2);
+    wire_proxy_mark(proxy, 1);
+    end_it(&p);
+    wire_view view = wire_proxy_look(proxy, 1);
+    canceller c = {pthread_self(), view.passed[WIRE_TO_SERVER]};
+    prepare_whole(3);
+    wire_proxy_mark(proxy, 1);
+    wire_proxy_stop_after(proxy, 1, WIRE_TO_CLIENT,
+                          view.passed[WIRE_TO_CLIENT] - (1 + 4 + sizeof("COMMIT PREPARED") + 6));
+    ck_assert_int_eq(pthread_create(&thread, NULL, cancel_when_asked_for, &c), 0);
+    ck_assert_msg(guard_run(end_it, &p, &error) == 0, "%s", error.message);
+    pthread_join(thread, NULL);
+    guard_cancel_clear();
+    ck_assert_int_eq(server_rows(3), 1);
+    wire_proxy_close(proxy);
+}
+END_TEST
+
 START_TEST(a_server_that_is_away_leaves_the_second_phase_in_doubt)
 {
     GUARD_AUTO(s);
@@ -417,6 +459,7 @@ int main(void)
         the_wire_is_cut_at_every_byte_of_a_rollback_prepared,
         a_commit_prepared_that_arrives_late_does_no_harm,
         the_opposite_that_somebody_else_did_meanwhile_is_told,
+        a_thread_that_is_cancelled_in_the_second_phase_still_finds_out_how_it_ended,
         a_server_that_is_away_leaves_the_second_phase_in_doubt,
     };
     return suite_run("pq_prepared", tests, sizeof tests / sizeof *tests);
