@@ -173,16 +173,6 @@ guard_ticket guard_impl_defer_slow(guard_scope *scope, guard_fn *fn, const void 
     return defer_link(scope, record, &work, place);
 }
 
-guard_ticket guard_impl_defer_recover(guard_scope *scope, guard_recover_fn *fn, void *arg, const guard_place *place)
-{
-    /* The record keeps it in a union of pointers to functions and data, which POSIX (dlsym) gives one representation. */
-    union {
-        guard_recover_fn *recover;
-        const void *action;
-    } both = {.recover = fn};
-    return guard_impl_register(scope, NULL, both.action, arg, GUARD_IMPL_RECOVER, place);
-}
-
 /* Where the bytes of a copy go: another record while they are few, else the heap. NULL when there is no memory. */
 static void *copy_place(guard_stack *stack, guard_scope *scope, size_t size, uint32_t *flags)
 {

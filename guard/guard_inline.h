@@ -395,7 +395,16 @@ static inline guard_ticket guard_impl_defer_kind(guard_scope *scope, const guard
     return guard_impl_register(scope, NULL, kind, object, GUARD_IMPL_KIND, place);
 }
 
-GUARD_API guard_ticket guard_impl_defer_recover(guard_scope *scope, guard_recover_fn *fn, void *arg,
-                                                const guard_place *place);
+/* The record keeps the function in a union of pointers to functions and data, which POSIX (dlsym) gives one representation. */
+static inline guard_ticket guard_impl_defer_recover(guard_scope *scope, guard_recover_fn *fn, void *arg,
+                                                    const guard_place *place)
+{
+    union {
+        guard_recover_fn *recover;
+        const void *action;
+    } both;
+    both.recover = fn;
+    return guard_impl_register(scope, NULL, both.action, arg, GUARD_IMPL_RECOVER, place);
+}
 
 #endif

@@ -22,8 +22,8 @@
  * the close calls setjmp.
  *
  * A scope with one record, plain or a kind, is closed in its own function (guard_impl_leave in guard_inline.h): then the frame is that of the function the
- * scope lies in. Either frame calls through guard_impl_call: were fn's body inlined, or fn known not to return, there would be no call
- * in that frame to return from.
+ * scope lies in. That frame calls through guard_impl_call, and the one here hides fn from the compiler (LEAVE_CALLS): were fn's body inlined, or fn
+ * known not to return, there would be no call in that frame to return from.
  *
  * Invariant: the innermost scope that is LEAVING is run by the innermost live frame of guard_impl_leave_run, or by the frame it lies
  * in, whichever is the inner one.
@@ -103,6 +103,7 @@ static inline __attribute__((always_inline)) void leave_end(const leave_state *s
 /* What a record that is already free again runs with: its copied bytes, or its recovering function. */
 typedef union leave_room {
     _Alignas(16) char bytes[GUARD_COPY_INLINE];
+    uint64_t words[GUARD_COPY_INLINE / sizeof(uint64_t)];
     struct {
         guard_recover_fn *fn;
         void *arg;
@@ -122,26 +123,50 @@ static inline __attribute__((always_inline)) void leave_give(guard_stack *stack,
     stack->hot.free = record;
 }
 
-/* Takes a copy or a recovering defer off; it is due, and nothing panics. Returns what is to be called with `room`. */
-static inline __attribute__((always_inline)) guard_fn *leave_take(guard_stack *stack, guard_scope *scope,
-                                                                  leave_room *room)
+/* Takes the first record off and gives it back. */
+static inline __attribute__((always_inline)) void leave_take(guard_stack *stack, guard_scope *scope,
+                                                             guard_impl_record *record)
 {
-    guard_impl_record *record = scope->head;
-    guard_fn *fn = leave_recover;
     scope->head = record->next;
     __atomic_signal_fence(__ATOMIC_RELEASE);
-    if (record->flags == GUARD_IMPL_COPY) {
-        fn = record->action.fn;
-        memcpy(room->bytes, record->arg, sizeof room->bytes);
-        GUARD_IMPL_PROBE_DEFER(fn, room->bytes, record->place);
-        leave_give(stack, record->arg);
-    } else {
-        room->recover.fn = record->action.recover;
-        room->recover.arg = record->arg;
-        GUARD_IMPL_PROBE_DEFER(room->recover.fn, room->recover.arg, record->place);
-    }
     leave_give(stack, record);
-    return fn;
+}
+
+/*
+ * By words, as most of the bytes were written a moment ago: a wider load would wait until those stores have left the processor's queue. Volatile, or
+ * the compiler makes wider ones.
+ */
+typedef uint64_t __attribute__((may_alias)) leave_word;
+
+static inline __attribute__((always_inline)) void leave_copy(uint64_t *to, const volatile leave_word *from)
+{
+    _Static_assert(GUARD_COPY_INLINE == 5 * sizeof *to, "five words");
+    to[0] = from[0];
+    to[1] = from[1];
+    to[2] = from[2];
+    to[3] = from[3];
+    to[4] = from[4];
+}
+
+/* The same for a copy or a recovering defer, which is due, and nothing panics. Returns what is to be called with `room`. */
+static inline __attribute__((always_inline)) guard_fn *leave_take_special(guard_stack *stack, guard_scope *scope,
+                                                                          leave_room *room)
+{
+    guard_impl_record *record = scope->head;
+    if (record->flags == GUARD_IMPL_COPY) {
+        guard_fn *fn = record->action.fn;
+        guard_impl_record *bytes = record->arg;
+        leave_copy(room->words, record->arg);
+        GUARD_IMPL_PROBE_DEFER(fn, room->bytes, record->place);
+        leave_take(stack, scope, record);
+        leave_give(stack, bytes); /* on top, where the next copy takes its bytes from */
+        return fn;
+    }
+    room->recover.fn = record->action.recover;
+    room->recover.arg = record->arg;
+    GUARD_IMPL_PROBE_DEFER(room->recover.fn, room->recover.arg, record->place);
+    leave_take(stack, scope, record);
+    return leave_recover;
 }
 
 static inline __attribute__((always_inline)) void leave_loop(guard_stack *stack, guard_scope *scope)
@@ -150,33 +175,38 @@ static inline __attribute__((always_inline)) void leave_loop(guard_stack *stack,
     leave_state state __attribute__((cleanup(leave_end))) = {stack, scope, 0, 0};
     guard_single_list(scope, GUARD_IMPL_IN_FRAME);
     scope->flags |= SCOPE_LEAVING;
-    while (scope->head != NULL) {
-        guard_impl_record *record = scope->head;
+    for (guard_impl_record *record; (record = scope->head) != NULL;) {
         uint32_t flags = record->flags;
-        guard_fn *fn = leave_record;
-        void *arg = scope;
+        guard_fn *fn = record->action.fn;
+        void *arg = record->arg;
         state.count++;
         if (GUARD_IMPL_UNLIKELY(stack->held == HELD_WAITING)) {
             state.others++;
             fn = leave_held;
-        } else if (GUARD_IMPL_LIKELY((flags & ~(GUARD_IMPL_WHEN | GUARD_IMPL_KIND)) == 0)) {
-            fn = flags & GUARD_IMPL_KIND ? record->action.kind->release : record->action.fn;
-            arg = record->arg;
-            scope->head = record->next;
-            __atomic_signal_fence(__ATOMIC_RELEASE);
-            leave_give(stack, record);
+            arg = scope;
+        } else if (GUARD_IMPL_LIKELY(flags == 0)) {
+            leave_take(stack, scope, record);
+            GUARD_IMPL_PROBE_DEFER(fn, arg, record->place);
+        } else if ((flags & ~(GUARD_IMPL_WHEN | GUARD_IMPL_KIND)) == 0) {
+            if (flags & GUARD_IMPL_KIND) {
+                fn = record->action.kind->release;
+            }
+            leave_take(stack, scope, record);
             if (GUARD_IMPL_UNLIKELY(!guard_record_is_due(flags, scope->flags & SCOPE_FAILED))) {
                 state.others++;
                 continue;
             }
             GUARD_IMPL_PROBE_DEFER(fn, arg, record->place);
         } else if (flags == GUARD_IMPL_COPY || flags == GUARD_IMPL_RECOVER) {
-            fn = leave_take(stack, scope, &room);
+            fn = leave_take_special(stack, scope, &room);
             arg = &room;
         } else {
             state.others++;
+            fn = leave_record;
+            arg = scope;
         }
-        guard_impl_call(arg, fn);
+        __asm__("" : "+r"(fn)); /* no compiler knows what is called, see LEAVE_CALLS */
+        fn(arg);
     }
 }
 
@@ -250,7 +280,13 @@ static __attribute__((noinline)) bool leave_mend(guard_stack *stack, guard_scope
 
 #ifndef LEAVE_BY_SETJMP
 
-__attribute__((noinline)) void guard_impl_leave_run(guard_scope *scope)
+/*
+ * Where a panic comes back to. No profile of what it calls is taken, for with one a compiler would make a direct call, or the body, of what is called
+ * most (gcc and clang, -fprofile-use). Aligned, so that how fast its loop is does not depend on what lies before it in the library.
+ */
+#define LEAVE_CALLS __attribute__((noinline, no_profile_instrument_function, aligned(64)))
+
+LEAVE_CALLS void guard_impl_leave_run(guard_scope *scope)
 {
     guard_stack *stack = guard_stack_own;
     if (GUARD_IMPL_UNLIKELY(stack == NULL || stack->hot.top != scope) &&
