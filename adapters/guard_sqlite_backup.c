@@ -66,6 +66,9 @@ guard_sqlite_backup *guard_sqlite_backup_open_at(guard_scope *scope, guard_sqlit
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "a backup needs two connections");
         return NULL;
     }
+    if (guard_sqlite_is_inherited(to, place) || guard_sqlite_is_inherited(from, place)) {
+        return NULL;
+    }
     if (to->session.tx != NULL) {
         guard_impl_misuse(place, GUARD_MISUSE_STATE, "the destination of a backup is in a transaction");
         return NULL;
@@ -95,7 +98,7 @@ static int check_backup(const guard_sqlite_backup *backup, const guard_place *pl
                           backup == NULL ? "the backup is NULL" : "the backup is closed");
         return 0;
     }
-    return 1;
+    return !guard_sqlite_is_inherited(backup->to, place) && !guard_sqlite_is_inherited(backup->from, place);
 }
 
 /* 1: there is more, 0: all is copied. `limit` is shared by the steps of a finish. */

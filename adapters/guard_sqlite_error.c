@@ -28,6 +28,13 @@ static const char *hint_for(int rc)
         return "another connection holds the database: raise busy_ms, begin IMMEDIATE";
     case SQLITE_CONSTRAINT_FOREIGNKEY:
         return "a deferred one may be mended, then committed again";
+    case SQLITE_READONLY_DBMOVED:
+        return "the file was moved, replaced or deleted while it was open: open it again";
+    case SQLITE_READONLY_DIRECTORY:
+    case SQLITE_READONLY_CANTINIT:
+        return "the folder must be writable too: the journal is made beside the file";
+    case SQLITE_READONLY:
+        return "it was opened for reading, or the file may not be written";
     default:
         return (rc & 0xff) == SQLITE_FULL ? "free space on the disk, then try again" : "";
     }

@@ -388,6 +388,9 @@ void guard_sqlite_reset(guard_sqlite_stmt *stmt)
     if (stmt == NULL || stmt->raw == NULL) {
         return;
     }
+    if (guard_sqlite_is_inherited(stmt->db, GUARD_HERE)) {
+        return;
+    }
     if (stmt->running) {
         refuse_running("resets", GUARD_HERE);
         return;
@@ -438,19 +441,27 @@ void guard_sqlite_reset_raw(sqlite3 *raw)
 
 /* --------------------------------------------------------------------------------------------------- bind */
 
-static int may_bind(guard_sqlite_stmt *stmt, const guard_place *place)
+/* A statement that is not simply reset. */
+static int may_bind_slow(guard_sqlite_stmt *stmt, const guard_place *place)
 {
-    if (!check_stmt(stmt, place)) {
+    if (guard_sqlite_is_inherited(stmt->db, place)) {
         return 0;
     }
     if (stmt->running) {
         refuse_running("binds a value to", place);
         return 0;
     }
-    if (stmt->stepped | stmt->cut) {
-        guard_sqlite_reset(stmt);
-    }
+    guard_sqlite_reset(stmt);
     return 1;
+}
+
+static int may_bind(guard_sqlite_stmt *stmt, const guard_place *place)
+{
+    if (!check_stmt(stmt, place)) {
+        return 0;
+    }
+    int is_plain = (stmt->stepped | stmt->cut | stmt->running | stmt->db->is_inherited) == 0;
+    return GUARD_IMPL_LIKELY(is_plain) || may_bind_slow(stmt, place);
 }
 
 static void check_bind(guard_sqlite_stmt *stmt, int rc, const guard_place *place)

@@ -337,6 +337,9 @@ END_TEST
 typedef struct inheritance {
     guard_sqlite *db;
     guard_tx *tx;
+    guard_sqlite_stmt *row;      /* stands on one */
+    guard_sqlite *idle;          /* in no transaction */
+    guard_sqlite_backup *backup; /* of idle, has begun */
 } inheritance;
 
 static void use_it(void *arg)
@@ -360,6 +363,38 @@ static void begin_on_it(void *arg)
     guard_sqlite_begin(s, ((inheritance *)arg)->db, NULL);
 }
 
+static void reset_it(void *arg)
+{
+    guard_sqlite_reset(((inheritance *)arg)->row);
+}
+
+static void bind_it(void *arg)
+{
+    guard_sqlite_bind_int64(((inheritance *)arg)->row, 1, 1);
+}
+
+static void resolve_it(void *arg)
+{
+    guard_sqlite_resolve(((inheritance *)arg)->idle, "sqlite-marker 00 1", NULL, NULL);
+}
+
+static void back_it_up(void *arg)
+{
+    inheritance *held = arg;
+    GUARD_AUTO(s);
+    guard_sqlite_backup_open(s, guard_sqlite_open(s, ":memory:", NULL), held->idle);
+}
+
+static void step_the_backup(void *arg)
+{
+    guard_sqlite_backup_step(((inheritance *)arg)->backup, 1);
+}
+
+static void finish_the_backup(void *arg)
+{
+    guard_sqlite_backup_finish(((inheritance *)arg)->backup, 1);
+}
+
 static void open_the_file(void *arg)
 {
     (void)arg;
@@ -370,7 +405,8 @@ static void open_the_file(void *arg)
 static void do_as_the_child(const char *how, inheritance *held)
 {
     guard_error error;
-    static guard_fn *const refused[] = {use_it, commit_it, roll_it_back, begin_on_it, open_the_file};
+    static guard_fn *const refused[] = {use_it,  commit_it,  roll_it_back, begin_on_it,     open_the_file,    reset_it,
+                                        bind_it, resolve_it, back_it_up,   step_the_backup, finish_the_backup};
     switch (how[0]) {
     case 'r': /* refused */
         for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
@@ -406,6 +442,12 @@ static void fork_in_a_transaction(void *arg)
     inheritance held = {.db = open_it(s)};
     held.tx = guard_sqlite_begin(s, held.db, NULL);
     guard_sqlite_exec(held.db, "INSERT INTO t VALUES (1)");
+    held.row = guard_sqlite_prepare(s, held.db, "INSERT INTO t VALUES (3) RETURNING id + ?1");
+    ck_assert(guard_sqlite_step(held.row));
+    held.idle = guard_sqlite_open(s, database_beside("idle.db"), NULL);
+    guard_sqlite_exec(held.idle, "CREATE TABLE IF NOT EXISTS a(b)");
+    held.backup = guard_sqlite_backup_open(s, guard_sqlite_open(s, ":memory:", NULL), held.idle);
+    ck_assert(guard_sqlite_backup_step(held.backup, 1));
     pid_t child = fork();
     ck_assert_int_ge(child, 0);
     if (child == 0) {
@@ -417,6 +459,7 @@ static void fork_in_a_transaction(void *arg)
     ck_assert_msg(status == 0, "the child that '%s' ended with %x", how, (unsigned)status);
     ck_assert_int_eq(guard_tx_outcome(held.tx), GUARD_OPEN);
     guard_sqlite_exec(held.db, "INSERT INTO t VALUES (2)");
+    guard_sqlite_backup_finish(held.backup, 0);
     guard_tx_commit(held.tx);
 }
 
@@ -434,7 +477,7 @@ START_TEST(the_parents_transaction_lives_on_whatever_its_child_does)
                 _exit(0);
             }
             ck_assert_msg(code == 0, "%s: %s", ways[i], error.message);
-            ck_assert_int_eq(database_number(path, "SELECT count(*) FROM t"), 2);
+            ck_assert_int_eq(database_number(path, "SELECT count(*) FROM t"), 3);
         }
     }
 }

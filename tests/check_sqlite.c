@@ -479,6 +479,25 @@ START_TEST(another_thread_can_interrupt)
 }
 END_TEST
 
+/* SQLite's words are "attempt to write a readonly database" for all of these. */
+START_TEST(a_file_that_cannot_be_written_says_why)
+{
+    GUARD_AUTO(s);
+    const guard_sqlite_options read_only = {.flags = GUARD_SQLITE_READ_ONLY};
+    table_open(s, NAMES, NULL);
+    guard_sqlite *moved = db;
+    db = guard_sqlite_open(s, path, &read_only);
+    const guard_error *error = expect_panic(table_exec, (void *)"INSERT INTO t VALUES (1, 'a')", GUARD_SQLITE,
+                                            SQLITE_READONLY);
+    ck_assert_str_eq(error->hint, "it was opened for reading, or the file may not be written");
+    db = moved;
+    guard_sqlite_query_int64(db, "SELECT count(*) FROM t", -1);
+    ck_assert_int_eq(rename(path, database_beside("elsewhere.db")), 0);
+    error = expect_panic(table_exec, (void *)"INSERT INTO t VALUES (1, 'a')", GUARD_SQLITE, SQLITE_READONLY_DBMOVED);
+    ck_assert_msg(strstr(error->hint, "moved, replaced or deleted") != NULL, "%s", error->hint);
+}
+END_TEST
+
 /* ------------------------------------------------------------------------------------------------ nothing */
 
 static int told;
@@ -567,6 +586,7 @@ int main(void)
         exec_runs_all_statements_up_to_the_first_that_fails,
         a_statement_closed_early_is_gone,
         another_thread_can_interrupt,
+        a_file_that_cannot_be_written_says_why,
         what_is_not_there_is_misuse_in_every_call_and_never_a_crash,
     };
     return suite_run("sqlite", tests, sizeof tests / sizeof *tests);
