@@ -9,8 +9,8 @@
  *     SYSTEM.DATABASE.TIMELINE   pg_control_system().system_identifier, the database's oid, 8 hexadecimal digits
  *
  * A timeline only grows with each promotion: what is not there on a later one is lost to everybody, what is not there on an earlier
- * one may be on ours. An engine without these functions has no home, and then nothing is compared. A standby has no timeline of its
- * own, and its sessions outlive its promotion: then they ask again.
+ * one may be on ours. An engine without these functions, or a role that may not call them, has no home, and then nothing is compared, but
+ * a standby is known as one. A standby has no timeline of its own, and its sessions outlive its promotion: then they ask again.
  */
 #include "guard_pq_internal.h"
 
@@ -29,6 +29,21 @@ static int is_unknown_there(const guard_error *error)
     return strncmp(error->sqlstate, "42", 2) == 0 || strncmp(error->sqlstate, "0A", 2) == 0;
 }
 
+/* Where it is not said. That it is a standby still has to be known: it gives the lock of a probe at once, and may be behind. */
+static int read_standby(PGconn *conn, guard_pq_deadline deadline, guard_pq_home *home, guard_error *error)
+{
+    PGresult *result = NULL;
+    int code = guard_pq_query_on(conn,
+                                 "SELECT pg_is_in_recovery(), current_setting('synchronous_standby_names', true) <> ''",
+                                 NULL, deadline, &result, error);
+    if (code == 0 && PQntuples(result) == 1) {
+        home->standby = strcmp(PQgetvalue(result, 0, 0), "t") == 0;
+        home->synchronous = strcmp(PQgetvalue(result, 0, 1), "t") == 0;
+    }
+    PQclear(result);
+    return code != 0 && is_unknown_there(error) ? 0 : code;
+}
+
 int guard_pq_home_read(PGconn *conn, guard_pq_deadline deadline, guard_pq_home *home, guard_error *error)
 {
     PGresult *result = NULL;
@@ -41,7 +56,7 @@ int guard_pq_home_read(PGconn *conn, guard_pq_deadline deadline, guard_pq_home *
                  PQgetvalue(result, 0, 3));
     }
     PQclear(result);
-    return code != 0 && is_unknown_there(error) ? 0 : code;
+    return code != 0 && is_unknown_there(error) ? read_standby(conn, deadline, home, error) : code;
 }
 
 static int is_promoted(guard_pq *pq)

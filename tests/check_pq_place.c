@@ -361,6 +361,22 @@ static PGconn *make_standby_that_is_behind(void)
     return conn;
 }
 
+/* As of an engine, or a role, that does not say where it is: then only that it is a standby is known. */
+static void expect_nothing_without_a_place(const lost *l)
+{
+    GUARD_AUTO(s);
+    char text[100];
+    char token[GUARD_TOKEN_SIZE];
+    guard_error error;
+    guard_pq_tx_options options = l->options;
+    options.resolve_ms = BRIEF_MS;
+    snprintf(token, sizeof(token), "%.*s~", (int)strcspn(l->result.token, "@"), l->result.token);
+    write_checksum(token);
+    snprintf(text, sizeof(text), "user=app port=%d", STANDBY_PORT);
+    guard_outcome told = guard_pq_resolve(guard_pq_open(s, text, NULL), token, &options, &error);
+    ck_assert_msg(told == GUARD_IN_DOUBT, "marker %d, on the standby: \"%s\"", l->marker, guard_outcome_name(told));
+}
+
 /* The standby would give a probe's lock at once and find no row. */
 static void expect_nothing_from_the_standby(lost *l)
 {
@@ -498,6 +514,8 @@ START_TEST(a_standby_that_is_behind_and_a_primary_that_was_replaced_prove_nothin
     char at_standby[100];
     guard_error error;
     server_reset();
+    server_run("CREATE ROLE app LOGIN; GRANT SELECT ON t, guard_marker TO app; "
+               "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC");
     PGconn *conn = make_standby_that_is_behind();
     early opened_early = open_on_standby();
     for (size_t i = 0; i < MARKERS; i++) {
@@ -505,6 +523,7 @@ START_TEST(a_standby_that_is_behind_and_a_primary_that_was_replaced_prove_nothin
         lose(&l, main_port());
         ck_assert_int_eq(server_rows(l.id), 1);
         expect_nothing_from_the_standby(&l);
+        expect_nothing_without_a_place(&l);
     }
     lost before = {.id = 10, .marker = GUARD_PQ_MARKER_ROW, .done = true};
     lose(&before, main_port());
