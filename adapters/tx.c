@@ -334,7 +334,10 @@ static int undo(guard_tx *tx, guard_error *error)
     return failed;
 }
 
-/* Takes back everything from the innermost up to tx. The first failure is kept, the others attached. */
+/*
+ * Takes back everything from the innermost up to tx. The first failure is kept, the others attached. A hook that closes the connection has done
+ * the rest by that.
+ */
 static int undo_up_to(guard_tx *tx, guard_error *error)
 {
     guard_tx_session *session = tx->session;
@@ -350,7 +353,7 @@ static int undo_up_to(guard_tx *tx, guard_error *error)
             }
             failed = 1;
         }
-    } while (!last);
+    } while (!last && tx->session != NULL);
     return failed;
 }
 
@@ -360,6 +363,7 @@ static __attribute__((noinline)) void release_open(guard_tx *tx)
     const guard_place *place = tx->place;
     guard_error error;
     int failed = undo_up_to(tx, &error);
+    tx->scoped = 0; /* not before: a hook that closes the connection leaves the handle to us */
     if (!tx->kept) {
         guard_tx_free(tx);
     }
@@ -372,10 +376,12 @@ static __attribute__((noinline)) void release_open(guard_tx *tx)
 void guard_tx_release_handle(void *object)
 {
     guard_tx *tx = object;
-    tx->scoped = 0;
-    if (tx->linked) {
+    if (GUARD_IMPL_UNLIKELY(tx->linked)) {
         release_open(tx);
-    } else if (!tx->kept) {
+        return;
+    }
+    tx->scoped = 0;
+    if (!tx->kept) {
         guard_tx_free(tx);
     }
 }

@@ -194,6 +194,58 @@ START_TEST(a_connection_that_its_transactions_body_closes_is_a_rollback)
 }
 END_TEST
 
+static int hooks_ran;
+
+static void close_in_a_hook(void *arg)
+{
+    (void)arg;
+    hooks_ran++;
+    guard_sqlite_close(db);
+}
+
+static void count_hook(void *arg)
+{
+    (void)arg;
+    hooks_ran++;
+}
+
+static void panic_with_hooks(guard_tx *tx, void *arg)
+{
+    (void)arg;
+    guard_tx_on_rollback(tx, count_hook, NULL);
+    guard_tx_on_rollback(tx, close_in_a_hook, NULL); /* the newest runs first */
+    guard_panic(1, "undone");
+}
+
+static void panic_in_a_nested_one(guard_tx *tx, void *arg)
+{
+    GUARD_AUTO(s);
+    guard_tx_on_rollback(tx, count_hook, NULL);
+    panic_with_hooks(guard_tx_begin_nested(s, tx), arg);
+}
+
+static void panic_over_a_nested_one(guard_tx *tx, void *scope)
+{
+    guard_tx_on_rollback(tx, count_hook, NULL);
+    panic_with_hooks(guard_tx_begin_nested(scope, tx), NULL);
+}
+
+START_TEST(a_connection_that_a_hook_of_a_rollback_closes_is_closed_once)
+{
+    static guard_tx_fn *const bodies[] = {panic_with_hooks, panic_in_a_nested_one, panic_over_a_nested_one};
+    for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
+        GUARD_AUTO(s);
+        guard_result result;
+        table_open(s, NAMES, NULL);
+        hooks_ran = 0;
+        ck_assert_int_eq(guard_sqlite_transact(db, bodies[i], s, NULL, &result), GUARD_ROLLED_BACK);
+        ck_assert_str_eq(result.error.message, "undone");
+        ck_assert_int_eq(hooks_ran, i == 0 ? 2 : 3);
+        ck_assert(!result.has_hook_error);
+    }
+}
+END_TEST
+
 static void step_it(void *stmt)
 {
     guard_sqlite_step(stmt);
@@ -573,6 +625,7 @@ int main(void)
         a_reserved_word_or_an_unknown_value_is_misuse,
         closing_with_everything_open_rolls_back_and_leaves_no_lock,
         a_connection_that_its_transactions_body_closes_is_a_rollback,
+        a_connection_that_a_hook_of_a_rollback_closes_is_closed_once,
         a_statement_of_a_closed_connection_is_misuse,
         a_panic_closes_everything_in_order_and_leaves_no_lock,
         a_raw_blob_of_the_programs_is_told_at_the_close_and_leaves_no_lock,
