@@ -697,7 +697,7 @@ GUARD_NORETURN void guard_raise(guard_stack *stack, guard_error *error, const gu
 extern int guard_trace_every __attribute__((visibility("hidden")));
 
 /*
- * Whether guard_trace_raise has something to do: with the default, one test of a word that no panic changes. An error that was traced keeps
+ * Whether a panic's trace is to be looked at: with the default, one test of a word that no panic changes. An error that was traced keeps
  * its trace when it is raised again.
  */
 static inline bool guard_trace_is_wanted(const guard_stack *stack, const guard_error *error)
@@ -706,8 +706,29 @@ static inline bool guard_trace_is_wanted(const guard_stack *stack, const guard_e
                                error->trace != 0);
 }
 
-/* Goes on with the panic, having traced it where that is due: the trace lies in its frame, so that a panic without one has no room for it. */
-GUARD_NORETURN void guard_trace_raise(guard_stack *stack, guard_recovery *panic, const void *from);
+/* Room for a walk over the frames, and in its place for what remains of it: where the raiser's is the second, its trace lies where it must be. */
+#define GUARD_WALK_MOST (1U + GUARD_TRACE_FRAMES + 8U) /* the library's own may be as many more */
+typedef union guard_walked {
+    const void *all[GUARD_WALK_MOST];
+    guard_trace trace;
+} guard_walked;
+_Static_assert(offsetof(guard_trace, frames) == sizeof(void *), "a walk's second frame is its trace's first");
+
+/* unw_backtrace; NULL: not loaded. */
+typedef int guard_walk_fn(void **frames, int size);
+extern guard_walk_fn *guard_trace_walk __attribute__((visibility("hidden")));
+
+/* Inline: each frame of the library's own costs a panic as much as one of the program's. */
+static inline __attribute__((always_inline)) int guard_trace_frames(guard_walked *walked)
+{
+    guard_walk_fn *walk = __atomic_load_n(&guard_trace_walk, __ATOMIC_ACQUIRE);
+    return walk != NULL ? walk((void **)(uintptr_t)walked->all, GUARD_WALK_MOST) : 0;
+}
+
+/* Whether the frames are to be walked now. False: the panic has its trace, in *trace, or is to have none. */
+bool guard_trace_begin(guard_recovery *panic, guard_trace *trace);
+/* They were walked: its trace lies in *walked. */
+void guard_trace_end(guard_recovery *panic, guard_walked *walked, int count, const void *from);
 /* panic.c: from the raiser to the target. */
 GUARD_NORETURN void guard_panic_go(guard_stack *stack, guard_recovery *panic);
 /* Keeps a trace beyond its panic. */

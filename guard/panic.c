@@ -288,6 +288,15 @@ static void uncaught_pass(guard_ran *ran)
     guard_report_give_up();
 }
 
+/* The trace lies in the frame that this is inlined into, which is alive as long as the panic. */
+static inline __attribute__((always_inline)) void panic_trace(guard_recovery *panic, guard_walked *walked,
+                                                              const void *from)
+{
+    if (guard_trace_begin(panic, &walked->trace)) {
+        guard_trace_end(panic, walked, guard_trace_frames(walked), from);
+    }
+}
+
 /* The outermost panic of this thread that no border encloses: those that its deferred functions raise add to its list of what ran. */
 GUARD_NORETURN static __attribute__((noinline)) void panic_go_uncaught(guard_stack *stack, guard_recovery *panic,
                                                                        const void *from)
@@ -295,8 +304,10 @@ GUARD_NORETURN static __attribute__((noinline)) void panic_go_uncaught(guard_sta
     guard_ran ran __attribute__((cleanup(uncaught_pass)));
     ran.count = 0;
     panic->ran = &ran;
+    guard_walked walked;
     guard_report_begin();
-    guard_trace_raise(stack, panic, from);
+    panic_trace(panic, &walked, from);
+    guard_panic_go(stack, panic);
 }
 
 /* Inline: each frame that lies inside the raiser's is walked by a trace, which takes about 90 instructions for it. */
@@ -305,6 +316,7 @@ panic_raise(guard_stack *stack, guard_error *error, const guard_place *place, co
 {
     guard_recovery here __attribute__((cleanup(panic_pass))) = {
         .prev = stack->panic, .error = error, .place = place, .border = stack->border, .message_size = message_size};
+    guard_walked walked;
     if (GUARD_IMPL_UNLIKELY(stack->held == HELD_WAITING)) {
         panic_take_held(stack, &here, GUARD_REPLACED);
     }
@@ -315,7 +327,7 @@ panic_raise(guard_stack *stack, guard_error *error, const guard_place *place, co
                 panic_go_uncaught(stack, &here, from);
             }
         }
-        guard_trace_raise(stack, &here, from);
+        panic_trace(&here, &walked, from);
     }
     guard_panic_go(stack, &here);
 }

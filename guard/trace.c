@@ -2,7 +2,7 @@
 /*
  * trace.c: the stack on which a panic was raised, as return addresses.
  *
- *     raised --trace due--> in the frame of guard_trace_raise --caught, or held--> kept: one of the thread's last GUARD_TRACE_KEPT
+ *     raised --trace due--> in the frame that raises it --caught, or held--> kept: one of the thread's last GUARD_TRACE_KEPT
  *                              \--uncaught--> read by the report, from there        \--raised again--> in that frame again
  *
  * Invariants: the error of a traced panic carries the trace's number, which is never 0; the number alone finds the trace, in the frames of
@@ -29,71 +29,79 @@
 #undef GUARD_HAVE_LIBUNWIND
 #endif
 
-#define LIBRARY_FRAMES 8U /* room for the library's own, which are skipped */
-#define WALK_MOST (GUARD_TRACE_FRAMES + LIBRARY_FRAMES)
 #define NUMBERS 1024U /* that a thread takes at a time */
 
-typedef int walk_fn(void **frames, int size);
-
 int guard_trace_every;
-
-static walk_fn *trace_walk; /* unw_backtrace; NULL: not loaded */
+guard_walk_fn *guard_trace_walk;
 static uint32_t trace_numbers;
 
 /* ----------------------------------------------------------------------------------------------- walking -- */
 
-typedef struct walked {
-    const void *frames[WALK_MOST + 1]; /* the last one only says that there are more */
+typedef struct walking {
+    guard_walked *walked;
     uint32_t count;
-} walked;
+} walking;
 
 static _Unwind_Reason_Code walk_one(struct _Unwind_Context *context, void *memory)
 {
-    walked *to = memory;
+    walking *to = memory;
     uintptr_t address = _Unwind_GetIP(context);
     if (address == 0) {
         return _URC_END_OF_STACK; /* below main and a thread's first function */
     }
-    to->frames[to->count++] = (const void *)address;
-    return to->count <= WALK_MOST ? _URC_NO_REASON : _URC_END_OF_STACK;
+    to->walked->all[to->count++] = (const void *)address;
+    return to->count < GUARD_WALK_MOST ? _URC_NO_REASON : _URC_END_OF_STACK;
 }
 
-/* Keeps what lies outwards of the frame that called from `from`, that one included; everything where it is not found. */
-static void walked_copy(const walked *from_walk, const void *from, guard_trace *trace)
+/*
+ * Makes a trace of the first `count` frames where they lie: what lies outwards of the frame that called from `from`, that one included; everything
+ * where it is not found. Mostly it is the second.
+ */
+static void walked_end(guard_walked *walked, uint32_t count, const void *from)
 {
-    uint32_t first = 0;
-    while (first < from_walk->count && from_walk->frames[first] != from) {
-        first++;
-    }
-    first = first == from_walk->count ? 0 : first;
-    uint32_t count = from_walk->count - first;
-    trace->is_cut = count > GUARD_TRACE_FRAMES;
-    trace->count = trace->is_cut ? GUARD_TRACE_FRAMES : count;
-    memcpy(trace->frames, from_walk->frames + first, trace->count * sizeof *trace->frames);
-}
-
-/* Inline: each frame of the library's own costs a panic as much as one of the program's. */
-static inline __attribute__((always_inline)) void trace_take(const void *from, guard_trace *trace)
-{
-    walked walk;
-    walk.count = 0;
-    walk_fn *fast = __atomic_load_n(&trace_walk, __ATOMIC_ACQUIRE);
-    if (fast != NULL) {
-        int count = fast((void **)(uintptr_t)walk.frames, WALK_MOST + 1);
-        walk.count = count > 0 ? (uint32_t)count : 0;
-        while (walk.count > 0 && walk.frames[walk.count - 1] == NULL) {
-            walk.count--;
+    uint32_t first = 1;
+    if (GUARD_IMPL_UNLIKELY(count < 2 || walked->all[1] != from)) {
+        first = 0;
+        while (first < count && walked->all[first] != from) {
+            first++;
         }
+        first = first == count ? 0 : first;
+    }
+    count -= first;
+    bool is_cut = count > GUARD_TRACE_FRAMES;
+    count = is_cut ? GUARD_TRACE_FRAMES : count;
+    if (first != 1) {
+        memmove(walked->all + 1, walked->all + first, count * sizeof *walked->all);
+    }
+    walked->trace.count = count;
+    walked->trace.is_cut = is_cut;
+}
+
+/* `count` is what guard_trace_walk returned: 0 where there is none. */
+static void walked_take(guard_walked *walked, int count, const void *from)
+{
+    walking walk = {walked, count > 0 ? (uint32_t)count : 0};
+    while (walk.count > 0 && walked->all[walk.count - 1] == NULL) {
+        walk.count--;
     }
     if (walk.count == 0) {
         _Unwind_Backtrace(walk_one, &walk);
     }
-    walked_copy(&walk, from, trace);
+    walked_end(walked, walk.count, from);
+}
+
+static void trace_copy(guard_trace *to, const guard_trace *from)
+{
+    to->count = from->count <= GUARD_TRACE_FRAMES ? from->count : GUARD_TRACE_FRAMES;
+    to->is_cut = from->is_cut;
+    memcpy(to->frames, from->frames, to->count * sizeof *from->frames);
 }
 
 unsigned guard_trace_here(guard_trace *trace)
 {
-    trace_take(__builtin_return_address(0), trace);
+    guard_walked walked;
+    walked_take(&walked, guard_trace_frames(&walked), __builtin_return_address(0));
+    trace_copy(trace, &walked.trace);
     return trace->count;
 }
 
@@ -102,13 +110,13 @@ unsigned guard_trace_here(guard_trace *trace)
 static void walk_load(void)
 {
 #ifdef GUARD_HAVE_LIBUNWIND
-    if (__atomic_load_n(&trace_walk, __ATOMIC_ACQUIRE) == NULL) {
+    if (__atomic_load_n(&guard_trace_walk, __ATOMIC_ACQUIRE) == NULL) {
         void *library = dlopen(GUARD_HAVE_LIBUNWIND, RTLD_NOW | RTLD_LOCAL);
-        walk_fn *fast = library != NULL ? (walk_fn *)(uintptr_t)dlsym(library, "unw_backtrace") : NULL;
+        guard_walk_fn *fast = library != NULL ? (guard_walk_fn *)(uintptr_t)dlsym(library, "unw_backtrace") : NULL;
         if (fast != NULL) {
             void *frames[4];
             (void)fast(frames, 4); /* its first call sets itself up */
-            __atomic_store_n(&trace_walk, fast, __ATOMIC_RELEASE);
+            __atomic_store_n(&guard_trace_walk, fast, __ATOMIC_RELEASE);
         }
     }
 #endif
@@ -145,31 +153,28 @@ static uint32_t trace_number(guard_thread *thread)
     return ++thread->trace_number;
 }
 
-void guard_trace_raise(guard_stack *stack, guard_recovery *panic, const void *from)
+bool guard_trace_begin(guard_recovery *panic, guard_trace *trace)
 {
-    guard_thread *thread = guard_thread_own;
     guard_error *error = panic->error;
-    guard_trace trace;
-    if (error->trace != 0 && guard_trace_of(error, &trace) > 0) {
-        panic->trace = &trace;
-    } else if (trace_is_due(thread, panic)) {
-        trace_take(from, &trace);
-        error->trace = trace_number(thread);
-        panic->trace = &trace;
-    } else {
-        error->trace = 0;
+    if (error->trace != 0 && guard_trace_of(error, trace) > 0) {
+        panic->trace = trace;
+        return false;
     }
-    guard_panic_go(stack, panic);
+    if (trace_is_due(guard_thread_own, panic)) {
+        return true;
+    }
+    error->trace = 0;
+    return false;
+}
+
+void guard_trace_end(guard_recovery *panic, guard_walked *walked, int count, const void *from)
+{
+    walked_take(walked, count, from);
+    panic->error->trace = trace_number(guard_thread_own);
+    panic->trace = &walked->trace;
 }
 
 /* ----------------------------------------------------------------------------------------------- keeping -- */
-
-static void trace_copy(guard_trace *to, const guard_trace *from)
-{
-    to->count = from->count <= GUARD_TRACE_FRAMES ? from->count : GUARD_TRACE_FRAMES;
-    to->is_cut = from->is_cut;
-    memcpy(to->frames, from->frames, to->count * sizeof *from->frames);
-}
 
 void guard_trace_store(const guard_trace *trace, uint32_t number)
 {

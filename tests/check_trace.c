@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* check_trace.c: the stack on which a panic was raised, and the names of its frames. */
+#include <errno.h>
 #include <gnu/libc-version.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -19,7 +20,7 @@ static __thread volatile int steps; /* keeps a call from being the function's la
 static FRAME void raise_here(void *arg)
 {
     steps++;
-    guard_panic(7, "%s", (const char *)arg);
+    guard_panic(7, "%s", arg != NULL ? (const char *)arg : "");
 }
 
 static FRAME void outer_frame(void *arg)
@@ -298,6 +299,64 @@ static void go_deep(void *arg)
     steps += descend(*(int *)arg);
 }
 
+static FRAME void raise_constant(void *arg)
+{
+    (void)arg;
+    steps++;
+    guard_panic(7, "boom");
+}
+
+static FRAME void raise_system_error(void *arg)
+{
+    (void)arg;
+    steps++;
+    errno = 7;
+    guard_panic_os("boom");
+}
+
+static FRAME void raise_error(void *arg)
+{
+    (void)arg;
+    guard_error own = {.code = 7};
+    steps++;
+    guard_panic_error(&own);
+}
+
+static guard_fn *raiser;
+
+static FRAME void dig(void *left)
+{
+    steps++;
+    if (left == NULL) {
+        raiser(NULL);
+    } else {
+        dig((char *)left - 1);
+    }
+    steps++;
+}
+
+/* Whatever lies between it and the walk; of a deep stack as many frames are kept. */
+START_TEST(each_way_to_raise_a_panic_has_its_caller_first)
+{
+    guard_fn *const raisers[] = {raise_constant, raise_here, raise_system_error, raise_error};
+    guard_trace_capture(1);
+    for (unsigned i = 0; i < sizeof raisers / sizeof *raisers; i++) {
+        raiser = raisers[i];
+        for (uintptr_t depth = 0; depth < 40; depth += 39) {
+            ck_assert_int_eq(guard_run(dig, (void *)depth, &error), 7);
+            ck_assert_uint_gt(guard_trace_of(&error, &trace), 2);
+            expect_in(0, raiser);
+            expect_in(1, dig);
+            if (depth > 0) {
+                ck_assert_uint_eq(trace.count, GUARD_TRACE_FRAMES);
+                ck_assert_uint_eq(trace.is_cut, 1);
+                expect_in(GUARD_TRACE_FRAMES - 1, dig);
+            }
+        }
+    }
+}
+END_TEST
+
 START_TEST(a_deep_stack_is_cut_and_says_so)
 {
     int depth = 5 * GUARD_TRACE_FRAMES;
@@ -537,6 +596,7 @@ int main(void)
         the_oldest_is_forgotten_first,
         a_deferred_function_reads_the_trace_of_the_panic_that_runs_it,
         a_trace_is_the_thread_s_that_caught_the_panic_and_can_be_carried_to_another,
+        each_way_to_raise_a_panic_has_its_caller_first,
         a_deep_stack_is_cut_and_says_so,
         a_panic_that_is_traced_allocates_nothing_not_even_the_first,
         an_uncaught_panic_allocates_nothing_until_its_scopes_have_run,
