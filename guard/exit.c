@@ -56,8 +56,19 @@ void guard_stack_unwind(guard_stack *stack)
     }
 }
 
+/* In a callback of a library that an adapter has called: it would never return, and what it has locked stay locked. */
+static void refuse_inside(void)
+{
+    static const char why[] = "guard_exit_thread in a function that another library has called";
+    guard_misuse(GUARD_MISUSE_STATE, "%s", why);
+    guard_panic_in(GUARD_MISUSE, GUARD_MISUSE_STATE, "%s", why);
+}
+
 void guard_exit_thread(void)
 {
+    if (guard_impl_foreign != 0) {
+        refuse_inside();
+    }
     if (guard_stack_own != NULL) {
         guard_stack_unwind(guard_stack_own);
         guard_stack_own->is_unwound = true;

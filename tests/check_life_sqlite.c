@@ -218,6 +218,8 @@ START_TEST(pthread_cancel_waits_until_sqlite_has_returned_and_leaves_no_lock)
 }
 END_TEST
 
+static sqlite3 *shared;
+
 /* A call of the adapter's in which SQLite opens, reads, writes or closes files; the thread was cancelled before it, and nothing in between looks. */
 typedef struct cancelled_call {
     worker w;
@@ -329,6 +331,41 @@ START_TEST(pthread_cancel_waits_for_every_call_in_which_sqlite_uses_files)
         database_check(other);
         sqlite3_close(other);
     }
+}
+END_TEST
+
+static void exit_in_a_function(sqlite3_context *context, int count, sqlite3_value **values, void *arg)
+{
+    (void)context;
+    (void)count;
+    (void)values;
+    (void)arg;
+    guard_exit_thread();
+}
+
+static void exit_inside_sqlite(void *arg)
+{
+    GUARD_AUTO(s);
+    guard_sqlite *db = guard_sqlite_adopt(s, shared, NULL);
+    guard_sqlite_function(db, "leave", 0, SQLITE_UTF8, exit_in_a_function, NULL);
+    worker_is_ready(arg);
+    guard_sqlite_exec(db, "SELECT leave()");
+}
+
+/* The adopted handle's mutex would be that of a thread that is gone, and the next thread to use the handle wait for ever. */
+START_TEST(a_thread_cannot_exit_inside_sqlite)
+{
+    worker w;
+    make_table();
+    shared = database_raw(path);
+    worker_start(&w, exit_inside_sqlite);
+    worker_join(&w);
+    ck_assert_int_eq(w.code, GUARD_MISUSE_STATE);
+    ck_assert_int_eq(w.error.domain, GUARD_MISUSE);
+    ck_assert_int_eq(sqlite3_mutex_try(sqlite3_db_mutex(shared)), SQLITE_OK);
+    sqlite3_mutex_leave(sqlite3_db_mutex(shared));
+    database_exec(shared, "INSERT INTO t VALUES (1)");
+    sqlite3_close(shared);
 }
 END_TEST
 
@@ -582,6 +619,7 @@ int main(void)
         commit_and_its_hooks_are_masked,
         pthread_cancel_waits_until_sqlite_has_returned_and_leaves_no_lock,
         pthread_cancel_waits_for_every_call_in_which_sqlite_uses_files,
+        a_thread_cannot_exit_inside_sqlite,
         the_parents_transaction_lives_on_whatever_its_child_does,
         /* Memcheck counts the fault itself, and valgrind delivers it on a stack of its own making. */
         suite_unless_valgrind(a_fault_between_two_statements_rolls_back_and_the_connection_goes_on),
