@@ -171,11 +171,11 @@ _Unwind_Reason_Code guard_run_personality(int version, _Unwind_Action actions, _
     return _URC_CONTINUE_UNWIND;
 }
 
-/* No compiler may copy it (there is one guard_run_land) or count in it. */
+/* No compiler may copy it (there is one guard_run_land) or count in it. Aligned as leave.c aligns its loop. */
 #ifdef __clang__
-#define BARE __attribute__((naked, noinline, no_profile_instrument_function))
+#define BARE __attribute__((naked, noinline, no_profile_instrument_function, aligned(128)))
 #else
-#define BARE __attribute__((naked, noipa, no_profile_instrument_function))
+#define BARE __attribute__((naked, noipa, no_profile_instrument_function, aligned(128)))
 #endif
 
 /*
