@@ -109,7 +109,7 @@ static int sql_ends(const char *sql)
     return skip_word(after != NULL ? after : rest, "TO") == NULL;
 }
 
-static int check_stmt(const guard_sqlite_stmt *stmt, const guard_place *place)
+static inline int check_stmt(const guard_sqlite_stmt *stmt, const guard_place *place)
 {
     if (GUARD_IMPL_UNLIKELY(stmt == NULL || stmt->db == NULL)) {
         guard_impl_misuse(place, stmt == NULL ? GUARD_MISUSE_ARGUMENT : GUARD_MISUSE_STATE,
@@ -442,7 +442,7 @@ void guard_sqlite_reset_raw(sqlite3 *raw)
 /* --------------------------------------------------------------------------------------------------- bind */
 
 /* A statement that is not simply reset. */
-static int may_bind_slow(guard_sqlite_stmt *stmt, const guard_place *place)
+static __attribute__((noinline)) int may_bind_slow(guard_sqlite_stmt *stmt, const guard_place *place)
 {
     if (guard_sqlite_is_inherited(stmt->db, place)) {
         return 0;
@@ -455,7 +455,7 @@ static int may_bind_slow(guard_sqlite_stmt *stmt, const guard_place *place)
     return 1;
 }
 
-static int may_bind(guard_sqlite_stmt *stmt, const guard_place *place)
+static inline __attribute__((always_inline)) int may_bind(guard_sqlite_stmt *stmt, const guard_place *place)
 {
     if (!check_stmt(stmt, place)) {
         return 0;
