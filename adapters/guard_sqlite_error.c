@@ -18,8 +18,12 @@ static void copy_line(char *to, size_t size, const char *from)
     to[i] = '\0';
 }
 
-static const char *hint_for(int rc)
+static const char *hint_for(int rc, const char *message)
 {
+    /* The connection is in its own way: words of its own, not those of the code. */
+    if (rc == SQLITE_BUSY && strcmp(message, sqlite3_errstr(rc)) != 0) {
+        return "a statement of this connection is in its middle: run it to its end, or reset it";
+    }
     switch (rc) {
     case SQLITE_BUSY_SNAPSHOT:
         return "begin IMMEDIATE, or use guard_sqlite_transact, which reruns the body";
@@ -63,7 +67,7 @@ void guard_sqlite_describe_error(sqlite3 *raw, int rc, const char *sql, guard_er
         error->os_error = sqlite3_system_errno(raw);
     }
     copy_line(error->detail, sizeof(error->detail), sql);
-    snprintf(error->hint, sizeof(error->hint), "%s", hint_for(rc));
+    snprintf(error->hint, sizeof(error->hint), "%s", hint_for(rc, message));
     find_constraint(error);
 }
 

@@ -48,6 +48,31 @@ START_TEST(an_insert_returning_that_is_pending_at_a_release_is_reset_and_kept)
 }
 END_TEST
 
+static void nest(void *tx)
+{
+    GUARD_AUTO(s);
+    guard_tx_begin_nested(s, tx);
+}
+
+/* SQLite's code for it is SQLITE_BUSY too, as where another connection is in the way. */
+START_TEST(a_statement_that_is_in_the_way_of_a_savepoint_is_not_taken_for_another_connection)
+{
+    GUARD_AUTO(s);
+    table_open_beside_other(s, NULL);
+    guard_tx *tx = guard_sqlite_begin(s, db, NULL);
+    guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "INSERT INTO t VALUES (1), (2) RETURNING id");
+    ck_assert(guard_sqlite_step(stmt));
+    const guard_error *error = expect_panic(nest, tx, GUARD_SQLITE, SQLITE_BUSY);
+    ck_assert_str_eq(error->message, "cannot open savepoint - SQL statements in progress");
+    ck_assert_str_eq(error->hint, "a statement of this connection is in its middle: run it to its end, or reset it");
+    guard_sqlite_run(stmt);
+    nest(tx);
+    guard_tx_commit(tx);
+    ck_assert_int_eq(database_number(path, COUNT), 2);
+    sqlite3_close(other);
+}
+END_TEST
+
 START_TEST(a_select_that_is_pending_at_commit_is_noted)
 {
     GUARD_AUTO(s);
@@ -483,6 +508,7 @@ int main(void)
     const TTest *const tests[] = {
         an_insert_returning_that_is_pending_at_commit_is_reset_and_kept,
         an_insert_returning_that_is_pending_at_a_release_is_reset_and_kept,
+        a_statement_that_is_in_the_way_of_a_savepoint_is_not_taken_for_another_connection,
         a_select_that_is_pending_at_commit_is_noted,
         a_raw_select_that_is_pending_at_commit_is_noted,
         a_statement_stepped_by_its_raw_handle_at_commit_is_noted,
