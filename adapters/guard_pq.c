@@ -21,6 +21,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <libpq-events.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -355,12 +356,27 @@ void guard_pq_free(guard_pq *pq)
 
 /* ------------------------------------------------------------------------------------------------- calls -- */
 
+/*
+ * libpq sends what it has buffered (of a COPY of the program's own) before it leaves its blocking mode, and waits for that as long as it takes. A socket
+ * that poll calls writable has room for it.
+ */
+static __attribute__((noinline)) void set_nonblocking(guard_pq *pq)
+{
+    GUARD_AUTO(mask);
+    guard_mask(mask);
+    pq->blocking = 1;
+    if (PQtransactionStatus(pq->conn) == PQTRANS_ACTIVE &&
+        !guard_pq_poll(pq->conn, POLLOUT, guard_pq_in(pq->options.rollback_ms))) {
+        guard_pq_cut(pq);
+    }
+    PQsetnonblocking(pq->conn, 1);
+}
+
 void guard_pq_call_begin(guard_pq *pq, guard_pq_call *call)
 {
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &call->cancel_state);
     if (pq->conn != NULL && !PQisnonblocking(pq->conn)) {
-        pq->blocking = 1;
-        PQsetnonblocking(pq->conn, 1);
+        set_nonblocking(pq);
     }
 }
 

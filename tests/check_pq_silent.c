@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include <guard/guard.h>
 #include <guard/guard_pq.h>
@@ -186,6 +187,34 @@ START_TEST(a_connection_that_was_set_to_blocking_blocks_no_statement_past_its_de
 }
 END_TEST
 
+static void roll_back_a_copy_that_nobody_takes(void *raw)
+{
+    static const char bytes[65536];
+    GUARD_AUTO(s);
+    guard_pq_options options = {.rollback_ms = 300};
+    guard_tx *tx = guard_pq_begin(s, guard_pq_adopt(s, raw, &options), NULL);
+    PQclear(PQexec(raw, "COPY t FROM STDIN"));
+    wire_proxy_stop_after(proxy, 1, WIRE_TO_SERVER, 0);
+    while (send(PQsocket(raw), bytes, sizeof(bytes), MSG_DONTWAIT | MSG_NOSIGNAL) > 0) {
+        /* The socket takes no more. */
+    }
+    ck_assert_int_eq(PQputCopyData(raw, "1\t\\N\n", 5), 1); /* stays in libpq's buffer */
+    guard_tx_rollback(tx);
+}
+
+START_TEST(a_blocking_connection_that_has_something_to_send_holds_no_rollback_past_its_deadline)
+{
+    guard_error error;
+    open_proxy();
+    server_reset();
+    PGconn *raw = server_connect(wire_proxy_conninfo(proxy));
+    ck_assert_int_ne(guard_run(roll_back_a_copy_that_nobody_takes, raw, &error), 0);
+    ck_assert_msg(error.domain == GUARD_TX && error.code == GUARD_TX_ROLLBACK, "%s", error.message);
+    PQfinish(raw);
+    wire_proxy_close(proxy);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -194,6 +223,7 @@ int main(void)
         a_pool_is_closed_while_its_keeper_connects_for_ever,
         closing_many_connections_of_a_silent_server_takes_as_long_as_closing_one,
         a_connection_that_was_set_to_blocking_blocks_no_statement_past_its_deadline,
+        a_blocking_connection_that_has_something_to_send_holds_no_rollback_past_its_deadline,
     };
     return suite_run("pq_silent", tests, sizeof tests / sizeof *tests);
 }
