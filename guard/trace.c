@@ -53,32 +53,8 @@ static _Unwind_Reason_Code walk_one(struct _Unwind_Context *context, void *memor
     return to->count < GUARD_WALK_MOST ? _URC_NO_REASON : _URC_END_OF_STACK;
 }
 
-/*
- * Makes a trace of the first `count` frames where they lie: what lies outwards of the frame that called from `from`, that one included; everything
- * where it is not found. Mostly it is the second.
- */
-static void walked_end(guard_walked *walked, uint32_t count, const void *from)
-{
-    uint32_t first = 1;
-    if (GUARD_IMPL_UNLIKELY(count < 2 || walked->all[1] != from)) {
-        first = 0;
-        while (first < count && walked->all[first] != from) {
-            first++;
-        }
-        first = first == count ? 0 : first;
-    }
-    count -= first;
-    bool is_cut = count > GUARD_TRACE_FRAMES;
-    count = is_cut ? GUARD_TRACE_FRAMES : count;
-    if (first != 1) {
-        memmove(walked->all + 1, walked->all + first, count * sizeof *walked->all);
-    }
-    walked->trace.count = count;
-    walked->trace.is_cut = is_cut;
-}
-
-/* `count` is what guard_trace_walk returned: 0 where there is none. */
-static void walked_take(guard_walked *walked, int count, const void *from)
+/* Without the empty ones at its end; where there is nothing, libgcc's. */
+static __attribute__((noinline)) uint32_t walked_mend(guard_walked *walked, int count)
 {
     walking walk = {walked, count > 0 ? (uint32_t)count : 0};
     while (walk.count > 0 && walked->all[walk.count - 1] == NULL) {
@@ -87,7 +63,36 @@ static void walked_take(guard_walked *walked, int count, const void *from)
     if (walk.count == 0) {
         _Unwind_Backtrace(walk_one, &walk);
     }
-    walked_end(walked, walk.count, from);
+    return walk.count;
+}
+
+/* Moves what lies outwards of the frame that called from `from`, that one included, to the second place; everything where it is not found. */
+static __attribute__((noinline)) uint32_t walked_move(guard_walked *walked, uint32_t count, const void *from)
+{
+    uint32_t first = 0;
+    while (first < count && walked->all[first] != from) {
+        first++;
+    }
+    first = first == count ? 0 : first;
+    uint32_t left = count - first;
+    memmove(walked->all + 1, walked->all + first, (left < GUARD_WALK_MOST ? left : left - 1) * sizeof *walked->all);
+    return left + 1;
+}
+
+/* Makes a trace of the first `count` frames where they lie. Mostly the raiser's is the second. `count` is what guard_trace_walk returned, or 0. */
+static inline __attribute__((always_inline)) void walked_take(guard_walked *walked, int count, const void *from)
+{
+    uint32_t found = (uint32_t)count;
+    if (GUARD_IMPL_UNLIKELY(count <= 0 || walked->all[count - 1] == NULL)) {
+        found = walked_mend(walked, count);
+    }
+    if (GUARD_IMPL_UNLIKELY(found < 2 || walked->all[1] != from)) {
+        found = walked_move(walked, found, from);
+    }
+    found--;
+    bool is_cut = found > GUARD_TRACE_FRAMES;
+    walked->trace.count = is_cut ? GUARD_TRACE_FRAMES : found;
+    walked->trace.is_cut = is_cut;
 }
 
 static void trace_copy(guard_trace *to, const guard_trace *from)
@@ -153,18 +158,23 @@ static uint32_t trace_number(guard_thread *thread)
     return ++thread->trace_number;
 }
 
-bool guard_trace_begin(guard_recovery *panic, guard_trace *trace)
+/* An error that was raised before has the trace that it had then. */
+static __attribute__((noinline)) bool trace_begin_again(guard_recovery *panic, guard_trace *trace)
 {
-    guard_error *error = panic->error;
-    if (error->trace != 0 && guard_trace_of(error, trace) > 0) {
+    if (guard_trace_of(panic->error, trace) > 0) {
         panic->trace = trace;
         return false;
     }
-    if (trace_is_due(guard_thread_own, panic)) {
-        return true;
+    panic->error->trace = 0;
+    return trace_is_due(guard_thread_own, panic);
+}
+
+bool guard_trace_begin(guard_recovery *panic, guard_trace *trace)
+{
+    if (GUARD_IMPL_UNLIKELY(panic->error->trace != 0)) {
+        return trace_begin_again(panic, trace);
     }
-    error->trace = 0;
-    return false;
+    return trace_is_due(guard_thread_own, panic);
 }
 
 void guard_trace_end(guard_recovery *panic, guard_walked *walked, int count, const void *from)
