@@ -226,8 +226,11 @@ static PGconn *connect_once(guard_pq_keywords *keywords, guard_pq_deadline deadl
         guard_pq_error_conn(conn, error, "connecting");
         break;
     default:
-        guard_error_set(error, GUARD_TIMEOUT, ETIMEDOUT, "connecting to %s, port %s, took too long", h.host, h.port);
-        *again = skip_hosts(keywords, &h);
+        if (guard_checkpoint_error(error) == 0) {
+            guard_error_set(error, GUARD_TIMEOUT, ETIMEDOUT, "connecting to %s, port %s, took too long", h.host,
+                            h.port);
+            *again = skip_hosts(keywords, &h);
+        }
         break;
     }
     PQfinish(conn);

@@ -158,7 +158,7 @@ static guard_pq *make(guard_pq_pool *pool, guard_pq_deadline deadline, guard_err
     pthread_mutex_lock(&pool->lock);
     if (pq == NULL) {
         pool->stats.failures++;
-        pool->failure = *error;
+        pool->failure = error->domain != GUARD_CANCELLED ? *error : pool->failure; /* that is no reason for others */
         free_slot(pool);
     } else {
         pool->stats.opened++;

@@ -4,8 +4,10 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <guard/guard.h>
+#include <guard/guard_cancel.h>
 #include <guard/guard_pq.h>
 
 #include "server.h"
@@ -48,6 +50,56 @@ START_TEST(connecting_waits_no_longer_than_its_deadline_wherever_the_server_fall
         /* A rollback's 5 s are not among it. */
         ck_assert_msg(now_ms() - begun < 4500, "silent after byte %d: %d ms", (int)n, (int)(now_ms() - begun));
         wire_proxy_cut(proxy, wire, WIRE_RST);
+    }
+    wire_proxy_close(proxy);
+}
+END_TEST
+
+static void open_for_ever(void *arg)
+{
+    GUARD_AUTO(s);
+    guard_pq_options options = {.connect_ms = -1};
+    (void)arg;
+    guard_pq_open(s, wire_proxy_conninfo(proxy), &options);
+}
+
+static void take_for_ever(void *arg)
+{
+    GUARD_AUTO(s);
+    guard_pq_pool_options options = {.connection = {.connect_ms = -1}, .take_ms = -1};
+    (void)arg;
+    guard_pq_pool_take(s, guard_pq_pool_open(s, wire_proxy_conninfo(proxy), &options), 0);
+}
+
+typedef struct canceller {
+    pthread_t thread;
+    unsigned connections; /* before */
+} canceller;
+
+static void *cancel_when_connecting(void *arg)
+{
+    const canceller *c = arg;
+    while (wire_proxy_connections(proxy) == c->connections) {
+        usleep(1000);
+    }
+    guard_cancel_thread(c->thread);
+    return NULL;
+}
+
+START_TEST(connecting_that_is_cancelled_says_so_and_not_that_the_server_was_slow)
+{
+    guard_fn *const bodies[] = {open_for_ever, take_for_ever};
+    open_proxy();
+    wire_proxy_admit(proxy, WIRE_SILENT);
+    for (size_t i = 0; i < 2; i++) {
+        guard_error error;
+        pthread_t thread;
+        canceller c = {pthread_self(), wire_proxy_connections(proxy)};
+        ck_assert_int_eq(pthread_create(&thread, NULL, cancel_when_connecting, &c), 0);
+        ck_assert_int_ne(guard_run(bodies[i], NULL, &error), 0);
+        pthread_join(thread, NULL);
+        guard_cancel_clear();
+        ck_assert_msg(error.domain == GUARD_CANCELLED, "%s", error.message);
     }
     wire_proxy_close(proxy);
 }
@@ -219,6 +271,7 @@ int main(void)
 {
     const TTest *const tests[] = {
         connecting_waits_no_longer_than_its_deadline_wherever_the_server_falls_silent,
+        connecting_that_is_cancelled_says_so_and_not_that_the_server_was_slow,
         a_take_that_waited_in_vain_says_why_no_connection_could_be_made,
         a_pool_is_closed_while_its_keeper_connects_for_ever,
         closing_many_connections_of_a_silent_server_takes_as_long_as_closing_one,
