@@ -20,14 +20,14 @@
  * do for 2 to 3 ms. The server's processor time for 231,083 flights by rows in a transaction, least of
  * 6 in one session, ms: 2,563 (10,000), 2,537 (20,000), 2,520 (30,000), 2,513 (50,000), 2,509 (all). With one bad row in a hundred, the
  * loader's: 1 (10,000), 0.92 (50,000), 0.94 (100,000), 0.91 (all). Of those flights the server's COPYs take 3 ms each more, once per
- * transaction for the locks on the airports, so that three chunks (10,000, 10,000, the rest) are better than five by 100,000.
+ * transaction for the locks on the airports, so that two chunks (10,000, the rest) are better than four by 100,000.
  *
  * Several workers begin with large ones, each half of a worker's even share of what is left, and end together with small ones. Two with
  * the flights take as long as with 10,000 each: 0.92 in 7 pairs, 1.02 in 12.
  *
  * Where rows are checked late, bad ones are found by trying suspects with each other, which takes the square of their number: 100,000 rows
  * with 100 orphans took 2.3 and 2.4 s by 10,000, 2.6 and 2.8 by 50,000. Into a table that refers to itself bad rows are found by halving.
- * There, as long as no chunk was loaded, and where rows go in one by one for the first time (pq_pace.c), there are CHUNK_ROWS.
+ * There, and as long as no chunk was loaded, there are CHUNK_ROWS.
  */
 #define CHUNK_SECONDS 2.0
 #define CHUNK_ROWS 10000
@@ -64,7 +64,7 @@ typedef struct chunk_limit {
 static uint64_t rows_by_pace(const pq_worker *w, double pace)
 {
     double rows = pace * CHUNK_SECONDS;
-    if (pace == 0 || w->target->refers_to_itself || w->target->is_checked_late || pq_pace_tests_next(w)) {
+    if (pace == 0 || w->target->refers_to_itself || w->target->is_checked_late) {
         return CHUNK_ROWS;
     }
     return rows > CHUNK_ROWS_MOST ? CHUNK_ROWS_MOST : rows < CHUNK_ROWS_SLOW ? CHUNK_ROWS_SLOW : (uint64_t)rows;
@@ -121,16 +121,15 @@ void pq_cut_look_ahead(pq_worker *w)
 {
     load_position end = reader_tell(w->reader);
     if (w->chunk.number == w->chunks_seen && !w->cut_to_end && w->ahead.begin.offset != end.offset) {
-        int is_guess = w->pace.rows == 0 && w->load->options->batch == 0;
-        scan(w, end, is_guess || pq_pace_tests_next(w) ? 1 : PQ_CUT_CHUNKS,
-             is_guess ? CHUNK_ROWS_MOST / CHUNK_SECONDS : w->pace.rows);
+        int is_guess = w->pace == 0 && w->load->options->batch == 0;
+        scan(w, end, is_guess ? 1 : PQ_CUT_CHUNKS, is_guess ? CHUNK_ROWS_MOST / CHUNK_SECONDS : w->pace);
     }
 }
 
 /* What was found ahead fits, unless rows turned out to be slower. */
 static int is_ahead(const pq_worker *w, load_position begin)
 {
-    uint64_t most = limit_of(w, begin.offset, w->pace.rows).most;
+    uint64_t most = limit_of(w, begin.offset, w->pace).most;
     return w->ahead.begin.offset == begin.offset && w->ahead.begin.line == begin.line &&
            w->ahead.most_rows <= most + most / 4;
 }
@@ -147,7 +146,7 @@ static void cut(pq_worker *w, guard_pq *pq, const PGresult *file)
     uint64_t workers = w->load->options->workers;
     load_position begin = {pq_value(file, 0, 0), pq_value(file, 0, 1)};
     if (!is_ahead(w, begin)) {
-        scan(w, begin, workers < PQ_CUT_CHUNKS ? workers : PQ_CUT_CHUNKS, w->pace.rows);
+        scan(w, begin, workers < PQ_CUT_CHUNKS ? workers : PQ_CUT_CHUNKS, w->pace);
     }
     for (size_t i = 0; i < w->ahead.count; i++) {
         cut_column_add(&number, ++chunks);

@@ -9,7 +9,7 @@
  *     pq_copy.c      rows into the table, and which of them it refuses
  *     pq_accuse.c    the rows whose foreign keys lead nowhere, by one question
  *     pq_deferred.c  the same where a constraint is checked late
- *     pq_pace.c      how fast rows go in, and whether together or one by one
+ *     pq_way.c       whether rows go in together or one by one
  *     pq_cut.c       the file cut into chunks, and told complete
  *     pq_worker.c    chunks claimed, loaded and committed, by one worker or several
  */
@@ -91,7 +91,7 @@ struct load_target {
 
     /* For the file that is being loaded. */
     const char *copy;
-    const char *copy_singly; /* see pq_pace.c */
+    const char *copy_singly; /* see pq_way.c */
     guard_scope *scope;
     const char
         *given_up_digest; /* --max-rejects: the rejects of the chunk that was rolled back, in the order of lines */
@@ -158,13 +158,13 @@ typedef struct pq_cuts {
     int at_end;         /* of the file */
 } pq_cuts;
 
-typedef struct pq_pace {
-    double rows;  /* in a second, of the last chunk; 0: there was none */
-    double of[2]; /* the same by how its rows went in, see pq_pace.c */
-    int singly;   /* the chunk at hand */
-    int refused;  /* the server does not take rows so */
+typedef struct pq_way {
+    int singly; /* the COPY at hand: rows go in one by one */
+    int is_settled;
+    int refused;    /* the server does not take rows so */
+    double rows[2]; /* in a second, by `singly` */
     uint64_t connection;
-} pq_pace;
+} pq_way;
 
 /* What loads chunks, one in each thread. */
 typedef struct pq_worker {
@@ -181,7 +181,8 @@ typedef struct pq_worker {
     pq_chunk chunk;
     pq_rejects rejects; /* of the try under way */
     uint64_t loaded;    /* in the try under way */
-    pq_pace pace;
+    double pace;        /* rows in a second, of the last chunk; 0: there was none */
+    pq_way way;
     uint64_t chunks_seen;
     int cut_to_end; /* these are all of the file */
     pq_cuts ahead;  /* what was found and may not be told yet */
@@ -191,6 +192,7 @@ typedef struct pq_worker {
     char token[40];
     uint64_t tokens;
     int is_careful;       /* rows go in in savepoints */
+    size_t copy_begin;    /* the first row of the latest COPY */
     uint64_t fault_chunk; /* its rows failed all together, in a transaction that is over; 0: none */
     long fault_row;       /* the one that the server named, or -1 */
     guard_error fault;
@@ -256,22 +258,20 @@ int pq_copy_is_refused(const guard_error *error);
 /* Rejects a row for what the server said. */
 void pq_copy_reject(pq_worker *worker, size_t row, const guard_error *error);
 
-/* ---------------------------------------------------------------------------------------------------- pace -- */
+/* ------------------------------------------------------------------------------------------------ the way -- */
 
-/* Chooses how the chunk's rows go in. */
-void pq_pace_begin(pq_worker *worker);
+/* Chooses how the chunk's rows go in, as far as it is known. */
+void pq_way_begin(pq_worker *worker);
 
-/* Notes how long they took. */
-void pq_pace_end(pq_worker *worker, double seconds);
+/* Where it is to be found out: the rows of each of two COPYs that pq_way_measure is to be told of, with the next two of pq_way_copy; else 0. */
+size_t pq_way_open(pq_worker *worker);
+void pq_way_measure(pq_worker *worker, size_t rows, double seconds);
 
-/* 1 when the chunk after the one at hand, or after the last one, is the first whose rows go in the other way: it is to be small. */
-int pq_pace_tests_next(const pq_worker *worker);
-
-/* The COPY of the chunk at hand. */
-const char *pq_pace_copy(const pq_worker *worker);
+/* The COPY at hand. */
+const char *pq_way_copy(const pq_worker *worker);
 
 /* 1 when rows went in one by one, which they do not from now on: what failed is to be tried once more. */
-int pq_pace_refuse(pq_worker *worker);
+int pq_way_refuse(pq_worker *worker);
 
 /* ------------------------------------------------------------------------------------------------- cutting -- */
 

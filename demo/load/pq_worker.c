@@ -266,12 +266,12 @@ static void load_chunk(guard_tx *tx, void *arg)
     if (!w->claimed) {
         return;
     }
-    pq_pace_begin(w);
+    pq_way_begin(w);
     put_rows(w, tx);
     save_rejects(w);
     finish_chunk(w, pq);
     source_check_unchanged(w->source);
-    pq_pace_end(w, clock_seconds() - began);
+    w->pace = (double)w->chunk.read / (clock_seconds() - began + 1e-6);
 }
 
 /* ------------------------------------------------------------------------------------------------ waiting -- */
@@ -342,7 +342,7 @@ static int is_to_be_changed(pq_worker *w, guard_outcome outcome, const guard_res
         return 0;
     }
     if (pq_copy_is_refused(&result->error)) {
-        return pq_pace_refuse(w);
+        return pq_way_refuse(w);
     }
     w->is_careful = pq_copy_is_row_fault(&result->error);
     if (w->is_careful) {
