@@ -70,7 +70,8 @@
  *   ROW writes (session, seq) into a table in the same message as COMMIT. The resolver writes the same key: it waits for the old
  *   transaction, then finds its row or has fenced it, so that a COMMIT that arrives later fails on the key. On a connection that the
  *   library opened, with no pooler between, its statement and COMMIT are prepared once, as guard_marker_put and guard_marker_commit, and go in one
- *   message of the extended protocol; a program that takes them away only makes COMMIT slower.
+ *   message of the extended protocol. A program that takes them away (DEALLOCATE, DISCARD ALL) only makes COMMIT slower; where a function of the
+ *   server does it, unseen, the next COMMIT is ROLLED_BACK with 26000, and the border form runs the body again.
  *   PROBE runs a query of the caller's, which finds a row exactly when the transaction was committed, once the transaction is
  *   known to be over: it holds an advisory lock from its BEGIN on, which the resolver takes first.
  *   READ ONLY transactions write no marker; their lost answer is IN_DOUBT with GUARD_NOTE_NO_ROW_WRITTEN, and so is with STATUS

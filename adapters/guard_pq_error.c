@@ -88,7 +88,11 @@ int guard_pq_error_timeout(guard_error *error, const char *what, int32_t ms)
     if (guard_checkpoint_error(error) != 0) {
         return error->code; /* it was not the wait's own deadline */
     }
-    guard_error_set(error, GUARD_TIMEOUT, ETIMEDOUT, "%s took longer than %d ms", what, (int)ms);
+    if (ms > 0) {
+        guard_error_set(error, GUARD_TIMEOUT, ETIMEDOUT, "%s took longer than %d ms", what, (int)ms);
+    } else {
+        guard_error_set(error, GUARD_TIMEOUT, ETIMEDOUT, "%s did not come in time", what);
+    }
     return error->code;
 }
 

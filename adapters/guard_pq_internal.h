@@ -230,6 +230,7 @@ void guard_pq_text(char *to, size_t size, const char *from);
 int guard_pq_error_result(PGconn *conn, const PGresult *result, guard_error *error);
 /* PQerrorMessage, with what was being done before it. Returns the code. */
 int guard_pq_error_conn(PGconn *conn, guard_error *error, const char *doing);
+/* `ms` 0: the time was a part of another's. */
 int guard_pq_error_timeout(guard_error *error, const char *what, int32_t ms);
 int guard_pq_error_gone(guard_error *error);
 /* 40001 or 40P01. */

@@ -158,12 +158,11 @@ typedef struct attempt {
     guard_outcome outcome;
 } attempt;
 
-/* Milliseconds for lock_timeout: a part of what is left, so that there is time to say so. 0 would be for ever. */
+/* Milliseconds for lock_timeout: a half of what is left, so that there is time to say so. 0 would be for ever. */
 static int lock_ms(const attempt *a, int most)
 {
     int left = guard_pq_left(a->deadline);
-    left = left < 0 || left > most ? most : left;
-    return left > 1 ? left : 1;
+    return left < 0 || left / 2 > most ? most : left / 2 + 1;
 }
 
 /* After a failure: is it the moment, or the thing? The connection is put at rest where that is possible. */

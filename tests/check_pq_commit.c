@@ -413,6 +413,45 @@ START_TEST(resolving_on_a_cancelled_thread_does_not_go_on_to_its_deadline)
 }
 END_TEST
 
+START_TEST(resolving_that_finds_the_table_locked_keeps_its_connection_and_says_so)
+{
+    GUARD_AUTO(s);
+    guard_error error;
+    guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW, .resolve_ms = 50};
+    work w = {.id = 1, .before_commit = lose_the_answer_and_the_server};
+    open_proxy();
+    ck_assert_int_eq(run_work(s, &w, &options), GUARD_IN_DOUBT);
+    PGconn *other = server_connect("");
+    PQclear(PQexec(other, "BEGIN; LOCK TABLE guard_marker IN SHARE MODE"));
+    options.resolve_ms = 900;
+    guard_pq *pq = guard_pq_open(s, "", NULL);
+    ck_assert_int_eq(guard_pq_resolve(pq, w.result.token, &options, &error), GUARD_IN_DOUBT);
+    ck_assert_msg(strcmp(error.sqlstate, "55P03") == 0, "%s", error.message);
+    ck_assert_int_eq(guard_pq_query_int64(pq, "SELECT 1", 0), 1);
+    PQfinish(other);
+    ck_assert_int_eq(guard_pq_resolve(pq, w.result.token, NULL, &error), GUARD_COMMITTED);
+    wire_proxy_close(proxy);
+}
+END_TEST
+
+START_TEST(resolving_over_a_silent_connection_says_that_no_answer_came)
+{
+    GUARD_AUTO(s);
+    guard_error error;
+    guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW, .resolve_ms = 200};
+    work w = {.id = 1, .before_commit = lose_the_answer_and_the_server};
+    open_proxy();
+    ck_assert_int_eq(run_work(s, &w, &options), GUARD_IN_DOUBT);
+    wire_proxy_admit(proxy, WIRE_ADMIT);
+    guard_pq *pq = guard_pq_open(s, wire_proxy_conninfo(proxy), NULL);
+    wire_proxy_stop_after(proxy, wire_proxy_connections(proxy), WIRE_TO_SERVER, 0);
+    ck_assert_int_eq(guard_pq_resolve(pq, w.result.token, &options, &error), GUARD_IN_DOUBT);
+    ck_assert_int_eq(error.domain, GUARD_TIMEOUT);
+    ck_assert_ptr_null(strstr(error.message, " 0 ms"));
+    wire_proxy_close(proxy);
+}
+END_TEST
+
 START_TEST(hooks_of_a_transaction_in_doubt_run_when_its_handle_is_resolved)
 {
     GUARD_AUTO(s);
@@ -655,6 +694,8 @@ int main(void)
         a_marker_row_is_not_fooled_by_a_number_that_was_handed_out_again,
         a_server_that_is_away_leaves_it_in_doubt_and_another_process_resolves_it,
         resolving_on_a_cancelled_thread_does_not_go_on_to_its_deadline,
+        resolving_that_finds_the_table_locked_keeps_its_connection_and_says_so,
+        resolving_over_a_silent_connection_says_that_no_answer_came,
         hooks_of_a_transaction_in_doubt_run_when_its_handle_is_resolved,
         a_session_that_was_in_doubt_gets_another_id,
         a_lost_commit_without_a_number_is_in_doubt_but_no_row_was_written,
