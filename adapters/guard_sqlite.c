@@ -54,6 +54,15 @@ void guard_sqlite_refuse_inherited(const guard_place *place)
     guard_impl_misuse(place, GUARD_MISUSE_STATE, "the connection belongs to the parent process");
 }
 
+void guard_sqlite_refuse(const guard_sqlite *db, const guard_place *place)
+{
+    if (db->is_inherited) {
+        guard_sqlite_refuse_inherited(place);
+    } else {
+        guard_impl_misuse(place, GUARD_MISUSE_STATE, "a backup into the connection has not ended");
+    }
+}
+
 static void note_file(guard_sqlite *db)
 {
     const char *path = db->raw != NULL ? sqlite3_db_filename(db->raw, "main") : NULL;

@@ -389,7 +389,8 @@ GUARD_API void guard_sqlite_blob_close_at(guard_sqlite_blob *blob, const guard_p
 
 /*
  * Copies database `from` (schema "main") over that of `to`, in steps. Without guard_sqlite_backup_finish the destination is
- * left as it was. Neither connection may be in a transaction of ours on the destination side.
+ * left as it was. The destination is in no transaction, and any use of it is misuse until the backup has ended. A transaction of `from` that writes
+ * keeps a step from copying: it panics at once.
  */
 #define guard_sqlite_backup_open(scope, to, from) guard_sqlite_backup_open_at((scope), (to), (from), GUARD_HERE)
 GUARD_API guard_sqlite_backup *guard_sqlite_backup_open_at(guard_scope *scope, guard_sqlite *to, guard_sqlite *from,

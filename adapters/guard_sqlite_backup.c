@@ -6,6 +6,7 @@
 #include "guard_sqlite_internal.h"
 
 #include <errno.h>
+#include <stdio.h>
 
 #define FINISH_MS 60000
 #define STEP_PAGES 256
@@ -35,6 +36,7 @@ static int detach_backup(guard_sqlite_backup *backup)
         link = &(*link)->next_from;
     }
     *link = backup->next_from;
+    backup->to->is_destination = 0;
     backup->to = NULL;
     int rc = guard_sqlite_call_backup_finish(backup->raw);
     backup->raw = NULL;
@@ -66,7 +68,7 @@ guard_sqlite_backup *guard_sqlite_backup_open_at(guard_scope *scope, guard_sqlit
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "a backup needs two connections");
         return NULL;
     }
-    if (guard_sqlite_is_inherited(to, place) || guard_sqlite_is_inherited(from, place)) {
+    if (guard_sqlite_is_refused(to, place) || guard_sqlite_is_refused(from, place)) {
         return NULL;
     }
     if (to->session.tx != NULL) {
@@ -85,6 +87,8 @@ guard_sqlite_backup *guard_sqlite_backup_open_at(guard_scope *scope, guard_sqlit
     backup->from = from;
     backup->next = to->backups;
     to->backups = backup;
+    to->is_destination = 1;
+    to->watched = 1;
     backup->next_from = from->backups_from;
     from->backups_from = backup;
     backup->ticket = guard_impl_defer_kind(scope, &backup_kind, backup, place);
@@ -101,6 +105,13 @@ static int check_backup(const guard_sqlite_backup *backup, const guard_place *pl
     return !guard_sqlite_is_inherited(backup->to, place) && !guard_sqlite_is_inherited(backup->from, place);
 }
 
+/* Another connection is in the way, which may end. */
+static int may_wait(const guard_sqlite_backup *backup, int rc)
+{
+    return (guard_sqlite_is_busy(rc) || (rc & 0xff) == SQLITE_LOCKED) &&
+           sqlite3_txn_state(backup->from->raw, "main") != SQLITE_TXN_WRITE;
+}
+
 /* 1: there is more, 0: all is copied. `limit` is shared by the steps of a finish. */
 static int step_waiting(guard_sqlite_backup *backup, int pages, busy_wait *wait, const guard_place *place)
 {
@@ -110,10 +121,14 @@ static int step_waiting(guard_sqlite_backup *backup, int pages, busy_wait *wait,
         if (rc == SQLITE_OK || rc == SQLITE_DONE) {
             return rc == SQLITE_OK;
         }
-    } while ((guard_sqlite_is_busy(rc) || (rc & 0xff) == SQLITE_LOCKED) && guard_sqlite_wait_again(wait));
+    } while (may_wait(backup, rc) && guard_sqlite_wait_again(wait));
     guard_error error;
     guard_sqlite_raise_cancel(rc, place);
     guard_sqlite_describe_error(NULL, rc, "backup", &error);
+    if (sqlite3_txn_state(backup->from->raw, "main") == SQLITE_TXN_WRITE) {
+        snprintf(error.hint, sizeof(error.hint),
+                 "the connection that is copied is in a transaction that writes: end it first");
+    }
     guard_impl_panic_error(place, &error);
     __builtin_unreachable();
 }

@@ -40,7 +40,8 @@ struct guard_sqlite {
     guard_tx_session session;
     guard_ticket ticket;
     int adopted;
-    int is_inherited; /* the parent's, in a forked child */
+    int is_inherited;   /* the parent's, in a forked child */
+    int is_destination; /* of a backup that has not ended: `backups` */
     guard_sqlite *next_inherited;
     dev_t device; /* of its main file; inode 0: it has none */
     ino_t inode;
@@ -196,6 +197,19 @@ static inline int guard_sqlite_is_inherited(const guard_sqlite *db, const guard_
         return 0;
     }
     guard_sqlite_refuse_inherited(place);
+    return 1;
+}
+
+/* Slow side of guard_sqlite_is_refused: tells the misuse. */
+void guard_sqlite_refuse(const guard_sqlite *db, const guard_place *place);
+
+/* The same; also where a backup into the connection has not ended, for SQLite takes no other use of it then. */
+static inline int guard_sqlite_is_refused(const guard_sqlite *db, const guard_place *place)
+{
+    if (GUARD_IMPL_LIKELY(!(db->is_inherited | db->is_destination))) {
+        return 0;
+    }
+    guard_sqlite_refuse(db, place);
     return 1;
 }
 

@@ -221,7 +221,7 @@ guard_outcome guard_sqlite_resolve_at(guard_sqlite *db, const char *token, const
                           "resolving needs a connection that is not in a transaction");
         return GUARD_IN_DOUBT;
     }
-    if (guard_sqlite_is_inherited(db, place)) {
+    if (guard_sqlite_is_refused(db, place)) {
         return GUARD_IN_DOUBT;
     }
     return guard_sqlite_resolve_now(db, token, options, error != NULL ? error : &own);

@@ -42,7 +42,7 @@ __thread char guard_sqlite_here;
 /* Slow side of guard_sqlite_may_run. */
 int guard_sqlite_look(guard_sqlite *db, const guard_place *place)
 {
-    if (guard_sqlite_is_inherited(db, place)) {
+    if (guard_sqlite_is_refused(db, place)) {
         return 0;
     }
     if (GUARD_IMPL_LIKELY(db->session.tx != NULL)) {

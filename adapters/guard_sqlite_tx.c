@@ -383,7 +383,7 @@ static int check_begin(const guard_sqlite *db, const guard_sqlite_tx_options *op
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "the connection is NULL");
         return 0;
     }
-    return (options == NULL || check_given(options, place)) && !guard_sqlite_is_inherited(db, place);
+    return (options == NULL || check_given(options, place)) && !guard_sqlite_is_refused(db, place);
 }
 
 /* Apart: the other needs no registers of its own. */
@@ -399,7 +399,7 @@ begin_checked(guard_scope *scope, guard_sqlite *db, const guard_sqlite_tx_option
 guard_tx *guard_sqlite_begin_at(guard_scope *scope, guard_sqlite *db, const guard_sqlite_tx_options *options,
                                 const guard_place *place)
 {
-    if (GUARD_IMPL_UNLIKELY(db == NULL || options != NULL || db->is_inherited)) {
+    if (GUARD_IMPL_UNLIKELY(db == NULL || options != NULL || (db->is_inherited | db->is_destination) != 0)) {
         return begin_checked(scope, db, options, place);
     }
     return guard_tx_begin(scope, &db->session, NULL, NULL, place);
