@@ -288,6 +288,17 @@ static int roll_back_root(guard_tx_session *session, guard_error *error)
     return 1;
 }
 
+/* Why those around it were rolled back too, for who commits them. */
+static void tell_outer(guard_tx *tx, const guard_error *error)
+{
+    for (guard_tx *outer = tx->parent; outer != NULL; outer = outer->parent) {
+        outer->result.notes |= GUARD_NOTE_POISONED;
+        if (!outer->result.has_error) {
+            guard_tx_add_error(&outer->result, error);
+        }
+    }
+}
+
 /*
  * Rolls back to the savepoint. When that fails its changes are still there, and the outer transaction must not commit
  * them: all of it is rolled back. In the caller's own transaction, which is not ours to end, the session is poisoned.
@@ -313,6 +324,7 @@ static int roll_back_part(guard_tx *tx, guard_error *error)
         if (roll_back_root(session, &later)) {
             guard_error_attach(error, &later, GUARD_ATTACHED);
         }
+        tell_outer(tx, error);
     }
     return 1;
 }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include <guard/guard.h>
+#include <guard/guard_cancel.h>
 #include <guard/guard_sqlite.h>
 #include <guard/tx.h>
 
@@ -490,6 +491,46 @@ START_TEST(a_failing_rollback_poisons_the_connection_and_the_first_error_survive
 }
 END_TEST
 
+static void take_the_savepoint_away(guard_tx *tx, void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    guard_sqlite_exec(db, "SAVEPOINT mine");
+    guard_tx_begin_nested(s, tx);
+    table_insert(1);
+    guard_sqlite_exec(db, "ROLLBACK TO mine");
+}
+
+static void lose_a_part(guard_tx *tx, void *arg)
+{
+    guard_error error;
+    table_insert(2);
+    GUARD_TRY(&error)
+    {
+        take_the_savepoint_away(tx, arg);
+        guard_checkpoint(); /* what the close of that scope has held */
+        ck_abort();
+    }
+    GUARD_CATCH
+    {
+        ck_assert_int_eq(error.domain, GUARD_SQLITE);
+    }
+}
+
+/* All of it is rolled back then, and the commit that finds it so must know why. */
+START_TEST(a_part_that_cannot_be_taken_back_is_the_reason_why_all_is)
+{
+    GUARD_AUTO(s);
+    guard_result result;
+    table_open(s, TABLE, NULL);
+    ck_assert_int_eq(guard_sqlite_transact(db, lose_a_part, NULL, NULL, &result), GUARD_ROLLED_BACK);
+    ck_assert(result.has_error);
+    ck_assert_str_eq(result.error.message, "no such savepoint: guard_1");
+    ck_assert_uint_ne(result.notes & GUARD_NOTE_POISONED, 0);
+    ck_assert_int_eq(database_number(path, COUNT), 0);
+}
+END_TEST
+
 /* ------------------------------------------------------------------------------------------------ the border form */
 
 static void body_rolls_back(guard_tx *tx, void *arg)
@@ -572,6 +613,7 @@ int main(void)
         a_guard_in_the_callers_transaction_is_a_savepoint_and_leaves_that_open,
         on_commit_and_durable_are_refused_in_the_callers_transaction,
         a_failing_rollback_poisons_the_connection_and_the_first_error_survives,
+        a_part_that_cannot_be_taken_back_is_the_reason_why_all_is,
         a_body_that_rolls_back_is_no_error,
         a_panic_after_the_commit_leaves_it_committed,
         a_raw_handle_is_guarded_for_one_transaction,
