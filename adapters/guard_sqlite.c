@@ -74,11 +74,30 @@ static void note_file(guard_sqlite *db)
     }
 }
 
+/* Whether it is among the files that are attached to `other`; without SQLite 3.39 nobody can tell. */
+static int is_attached(const guard_sqlite *other, const guard_sqlite *db)
+{
+#if SQLITE_VERSION_NUMBER >= 3039000
+    const char *name;
+    for (int i = 1; other->raw != NULL && (name = sqlite3_db_name(other->raw, i)) != NULL; i++) {
+        const char *path = sqlite3_db_filename(other->raw, name);
+        struct stat file;
+        if (path != NULL && path[0] != '\0' && stat(path, &file) == 0 && file.st_ino == db->inode &&
+            file.st_dev == db->device) {
+            return 1;
+        }
+    }
+#endif
+    (void)other;
+    (void)db;
+    return 0;
+}
+
 /* A file that the parent had open is refused until exec. */
 static int is_parents_file(const guard_sqlite *db)
 {
     const guard_sqlite *other = db->inode != 0 ? inherited : NULL;
-    while (other != NULL && (other->inode != db->inode || other->device != db->device)) {
+    while (other != NULL && (other->inode != db->inode || other->device != db->device) && !is_attached(other, db)) {
         other = other->next_inherited;
     }
     return other != NULL;

@@ -439,11 +439,19 @@ static void open_the_file(void *arg)
     guard_sqlite_open(s, path, NULL);
 }
 
+static void open_an_attached_file(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    guard_sqlite_open(s, database_beside("attached.db"), NULL);
+}
+
 static void do_as_the_child(const char *how, inheritance *held)
 {
     guard_error error;
-    static guard_fn *const refused[] = {use_it,  commit_it,  roll_it_back, begin_on_it,     open_the_file,    reset_it,
-                                        bind_it, resolve_it, back_it_up,   step_the_backup, finish_the_backup};
+    static guard_fn *const refused[] = {use_it,        commit_it,       roll_it_back,      begin_on_it,
+                                        open_the_file, reset_it,        bind_it,           resolve_it,
+                                        back_it_up,    step_the_backup, finish_the_backup, open_an_attached_file};
     switch (how[0]) {
     case 'r': /* refused */
         for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
@@ -483,6 +491,10 @@ static void fork_in_a_transaction(void *arg)
     ck_assert(guard_sqlite_step(held.row));
     held.idle = guard_sqlite_open(s, database_beside("idle.db"), NULL);
     guard_sqlite_exec(held.idle, "CREATE TABLE IF NOT EXISTS a(b)");
+    guard_sqlite_stmt *attach = guard_sqlite_prepare(s, held.idle, "ATTACH ?1 AS attached");
+    guard_sqlite_bind_text(attach, 1, database_beside("attached.db"), -1);
+    guard_sqlite_run(attach);
+    guard_sqlite_exec(held.idle, "CREATE TABLE IF NOT EXISTS attached.a(b)");
     held.backup = guard_sqlite_backup_open(s, guard_sqlite_open(s, ":memory:", NULL), held.idle);
     ck_assert(guard_sqlite_backup_step(held.backup, 1));
     pid_t child = fork();
