@@ -296,7 +296,9 @@ static int run(guard_pq *pq, const request *r, PGresult **result, guard_error *e
     int code = guard_pq_is_unsent(pq) ? run_first(pq, r, result, error) : run_alone(pq, r, result, error);
     if (code != 0) {
         remember_lost(pq, r);
-    } else if (r->name != NULL && r->sql != NULL) {
+    }
+    /* What was late may have been done all the same; and the server's refusal costs nothing but a round trip later on. */
+    if (r->name != NULL && r->sql != NULL) {
         remember_prepared(pq, r->sql);
     }
     guard_pq_call_end(pq, &call);

@@ -306,6 +306,41 @@ static void commit_behind_copy(guard_tx *tx, void *arg)
     guard_pq_copy_end(copy);
 }
 
+static void prepare_commit(void *pq)
+{
+    guard_pq_prepare(pq, "finish", "COMMIT", NULL);
+}
+
+static void commit_by_what_was_prepared(guard_tx *tx, void *arg)
+{
+    guard_pq_exec(NULL, guard_pq_of(tx), "INSERT INTO t VALUES (1)");
+    lose_the_answer(arg);
+    guard_pq_exec_prepared(NULL, guard_pq_of(tx), "finish", NULL);
+}
+
+/* The server has prepared it, and was told too late to leave it. */
+START_TEST(a_lost_commit_that_was_prepared_too_late_is_in_doubt)
+{
+    GUARD_AUTO(s);
+    guard_error error;
+    script p = {.lost = true, .wire = 1};
+    open_proxy();
+    guard_pq_options options = {.statement_ms = 100, .rollback_ms = 20000};
+    guard_pq *pq = guard_pq_open(s, wire_proxy_conninfo(proxy), &options);
+    wire_proxy_mark(proxy, 1);
+    wire_proxy_delay_after(proxy, 1, WIRE_TO_CLIENT, 0, 400);
+    ck_assert_int_ne(guard_run(prepare_commit, pq, &error), 0);
+    ck_assert_msg(error.domain == GUARD_TIMEOUT, "%s", error.message);
+    wire_proxy_mark(proxy, 1);
+    guard_pq_statement_ms(pq, 20000);
+    guard_outcome told = guard_pq_transact(pq, commit_by_what_was_prepared, &p, NULL, NULL);
+    server_wait_settled();
+    ck_assert_int_eq(server_rows(1), 1);
+    ck_assert_msg(told == GUARD_IN_DOUBT, "%s", guard_outcome_name(told));
+    wire_proxy_close(proxy);
+}
+END_TEST
+
 START_TEST(a_lost_commit_is_in_doubt_however_the_program_has_sent_it)
 {
     guard_tx_fn *const bodies[] = {commit_prepared_statement, commit_by_execute,      commit_in_pipeline,
@@ -472,6 +507,7 @@ int main(void)
         lost_sql_that_may_have_ended_it_is_never_told_wrong,
         a_probe_finds_what_lost_sql_of_the_programs_own_has_committed,
         a_cancelled_thread_that_asks_for_the_outcome_is_told_what_the_probe_finds,
+        a_lost_commit_that_was_prepared_too_late_is_in_doubt,
         a_lost_commit_is_in_doubt_however_the_program_has_sent_it,
         a_read_only_transaction_that_was_made_to_write_is_seen_as_that,
         a_transaction_that_was_made_read_only_cannot_leave_its_marker_and_says_so,
