@@ -567,9 +567,12 @@ void guard_pq_close(guard_pq *pq)
 
 PGconn *guard_pq_raw(guard_pq *pq)
 {
-    /* What the program runs on it from now on is in the transaction. */
+    /* What the program runs on it from now on is in the transaction, and not on its own. */
     if (guard_pq_is_unsent(pq) && pq->pid == guard_pq_process()) {
         guard_pq_begin_or_panic(pq, GUARD_HERE);
+    }
+    if (pq->session.tx != NULL && pq->t.begin == GUARD_PQ_UNBEGUN && pq->pid == guard_pq_process()) {
+        guard_tx_refuse(&pq->session, GUARD_HERE);
     }
     if (pq->conn != NULL && !pq->watched && !watch_connection(pq)) {
         guard_panic_in(GUARD_MEMORY, ENOMEM, "out of memory for looking after the program's own use of a connection");

@@ -199,7 +199,8 @@ GUARD_API void guard_pq_close(guard_pq *pq);
  * libpq's connection, for what this header does not cover. It stays the guard's (or, adopted, the caller's). NULL once it is gone. One
  * that was opened here is in non-blocking mode: PQputCopyData and PQputCopyEnd may then return 0 (PQsetnonblocking).
  * From then on libpq tells the guard of each result (libpq-events), which makes each some 400 instructions dearer. Panics with
- * GUARD_MEMORY, and where a BEGIN that was still to be sent (GUARD_PQ_BEGIN_WITH_FIRST) fails.
+ * GUARD_MEMORY, where a BEGIN that was still to be sent (GUARD_PQ_BEGIN_WITH_FIRST) fails, and with GUARD_TX_OVER where it has failed: what
+ * the program ran would run on its own.
  */
 GUARD_API PGconn *guard_pq_raw(guard_pq *pq);
 

@@ -180,6 +180,11 @@ static void select_one(void *pq)
     guard_pq_exec_params(NULL, pq, "SELECT 1", NULL);
 }
 
+static void ask_for_raw(void *pq)
+{
+    guard_pq_raw(pq);
+}
+
 static void go_on_after_a_refusal(guard_tx *tx, void *arg)
 {
     guard_error error;
@@ -189,6 +194,8 @@ static void go_on_after_a_refusal(guard_tx *tx, void *arg)
     ck_assert_str_eq(error.sqlstate, "0A000");
     told_inside = guard_tx_outcome(tx);
     ck_assert_int_ne(guard_run(select_one, guard_pq_of(tx), &error), 0);
+    ck_assert_int_eq(error.code, GUARD_TX_OVER);
+    ck_assert_int_ne(guard_run(ask_for_raw, guard_pq_of(tx), &error), 0);
     ck_assert_int_eq(error.code, GUARD_TX_OVER);
 }
 
