@@ -95,11 +95,19 @@ static inline __attribute__((always_inline)) void walked_take(guard_walked *walk
     walked->trace.is_cut = is_cut;
 }
 
+/* By pairs, not by memcpy: its wide loads wait for the frames that were just stored one by one. */
 static void trace_copy(guard_trace *to, const guard_trace *from)
 {
-    to->count = from->count <= GUARD_TRACE_FRAMES ? from->count : GUARD_TRACE_FRAMES;
+    uint32_t count = from->count <= GUARD_TRACE_FRAMES ? from->count : GUARD_TRACE_FRAMES;
+    uint32_t i = 0;
+    to->count = count;
     to->is_cut = from->is_cut;
-    memcpy(to->frames, from->frames, to->count * sizeof *from->frames);
+    for (; i + 1 < count; i += 2) {
+        memcpy(&to->frames[i], &from->frames[i], 2 * sizeof *to->frames);
+    }
+    if (i < count) {
+        to->frames[i] = from->frames[i];
+    }
 }
 
 unsigned guard_trace_here(guard_trace *trace)
