@@ -216,7 +216,7 @@ typedef struct guard_file_lock_options {
  * even if the descriptor is closed before that, and there is one for each time the file was opened: locking it
  * again converts it. Dismissed, it is the caller's, who ends it by closing the descriptor. options NULL: all
  * zero. */
-#define guard_file_lock(scope, descriptor, options) guard_impl_file_lock((scope), (descriptor), (options), GUARD_HERE)
+#define guard_file_lock(scope, descriptor, ...) guard_impl_file_lock((scope), (descriptor), (__VA_ARGS__), GUARD_HERE)
 
 /* guard_ticket guard_file_lock_beside(guard_scope *, const char *path, const guard_file_lock_options *options):
  * locks `<path>.guard-lock`, made if need be (0666 less the umask) and never unlinked, where `path` is first
@@ -225,7 +225,7 @@ typedef struct guard_file_lock_options {
  * and one that waits in vain has them in its message: `"/var/db/x.db.guard-lock" is held by pid 4711 on host
  * alpha`, or `held by others, which share it`. The text is empty while nobody holds it, but may be an earlier holder's after a kill, for the instant
  * before the next has written its own. */
-#define guard_file_lock_beside(scope, path, options) guard_impl_file_lock_beside((scope), (path), (options), GUARD_HERE)
+#define guard_file_lock_beside(scope, path, ...) guard_impl_file_lock_beside((scope), (path), (__VA_ARGS__), GUARD_HERE)
 
 /* ------------------------------------------------------------------------------------- atomic replacement -- */
 
@@ -268,8 +268,8 @@ typedef struct guard_file_replace_options {
 /* guard_file_replace *guard_file_replace_begin(guard_scope *, const char *path, const
  * guard_file_replace_options *options):
  * makes the new file, empty: a directory that cannot be written is noticed here. options NULL: all zero. */
-#define guard_file_replace_begin(scope, path, options) \
-    guard_impl_file_replace_begin((scope), (path), (options), GUARD_HERE)
+#define guard_file_replace_begin(scope, path, ...) \
+    guard_impl_file_replace_begin((scope), (path), (__VA_ARGS__), GUARD_HERE)
 
 /* The stream for the new content, open for update; its descriptor is fileno() of it. It belongs to the
  * replacement, which closes it; NULL after commit and rollback. */

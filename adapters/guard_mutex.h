@@ -77,7 +77,7 @@ typedef struct guard_mutex_options {
 
 /* guard_ticket guard_mutex_lock(guard_scope *, pthread_mutex_t *mutex, const guard_mutex_options *options):
  * takes a mutex of any type; options NULL: all zero. pthread_mutex_lock(3p). */
-#define guard_mutex_lock(scope, mutex, options) guard_impl_mutex_lock((scope), (mutex), #mutex, (options), GUARD_HERE)
+#define guard_mutex_lock(scope, mutex, ...) guard_impl_mutex_lock((scope), (mutex), #mutex, (__VA_ARGS__), GUARD_HERE)
 
 /* int guard_mutex_try_lock(guard_scope *, pthread_mutex_t *mutex, const guard_mutex_options *options,
  * guard_ticket *ticket):

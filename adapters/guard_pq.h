@@ -175,7 +175,7 @@ typedef struct guard_pq_options {
  * Connects, for the scope. conninfo is what PQconnectdb takes, a list of hosts and target_session_attrs included, of which a host
  * that does not answer has its share of connect_ms; options NULL is all defaults. Panics with the reason, and leaves nothing open.
  */
-#define guard_pq_open(scope, conninfo, options) guard_pq_open_at((scope), (conninfo), (options), GUARD_HERE)
+#define guard_pq_open(scope, conninfo, ...) guard_pq_open_at((scope), (conninfo), (__VA_ARGS__), GUARD_HERE)
 GUARD_API guard_pq *guard_pq_open_at(guard_scope *scope, const char *conninfo, const guard_pq_options *options,
                                      const guard_place *place);
 
@@ -185,7 +185,7 @@ GUARD_API guard_pq *guard_pq_open_at(guard_scope *scope, const char *conninfo, c
  * guards may be around one connection, as where a function that guards its part is called inside another's transaction: a
  * transaction of the newer one is a savepoint of the older one's, and each sees all that is run.
  */
-#define guard_pq_adopt(scope, raw, options) guard_pq_adopt_at((scope), (raw), (options), GUARD_HERE)
+#define guard_pq_adopt(scope, raw, ...) guard_pq_adopt_at((scope), (raw), (__VA_ARGS__), GUARD_HERE)
 GUARD_API guard_pq *guard_pq_adopt_at(guard_scope *scope, PGconn *raw, const guard_pq_options *options,
                                       const guard_place *place);
 
@@ -242,16 +242,17 @@ typedef struct guard_pq_params {
     const int *formats;
 } guard_pq_params;
 
-#define guard_pq_exec_params(scope, pq, sql, params) guard_pq_exec_params_at((scope), (pq), (sql), (params), GUARD_HERE)
+#define guard_pq_exec_params(scope, pq, sql, ...) \
+    guard_pq_exec_params_at((scope), (pq), (sql), (__VA_ARGS__), GUARD_HERE)
 GUARD_API PGresult *guard_pq_exec_params_at(guard_scope *scope, guard_pq *pq, const char *sql,
                                             const guard_pq_params *params, const guard_place *place);
 
 /* Prepares a statement under a name that lives as long as the server's connection does. Of params only count and types matter. */
-#define guard_pq_prepare(pq, name, sql, params) guard_pq_prepare_at((pq), (name), (sql), (params), GUARD_HERE)
+#define guard_pq_prepare(pq, name, sql, ...) guard_pq_prepare_at((pq), (name), (sql), (__VA_ARGS__), GUARD_HERE)
 GUARD_API void guard_pq_prepare_at(guard_pq *pq, const char *name, const char *sql, const guard_pq_params *params,
                                    const guard_place *place);
-#define guard_pq_exec_prepared(scope, pq, name, params) \
-    guard_pq_exec_prepared_at((scope), (pq), (name), (params), GUARD_HERE)
+#define guard_pq_exec_prepared(scope, pq, name, ...) \
+    guard_pq_exec_prepared_at((scope), (pq), (name), (__VA_ARGS__), GUARD_HERE)
 GUARD_API PGresult *guard_pq_exec_prepared_at(guard_scope *scope, guard_pq *pq, const char *name,
                                               const guard_pq_params *params, const guard_place *place);
 
@@ -306,7 +307,8 @@ GUARD_API void guard_pq_copy_close(guard_pq_copy *copy);
  * One statement whose rows come one by one (PQsetSingleRowMode), so that a large result needs no memory. Nothing else on the
  * connection until its end. Left early it is cancelled and drained.
  */
-#define guard_pq_stream_open(scope, pq, sql, params) guard_pq_stream_open_at((scope), (pq), (sql), (params), GUARD_HERE)
+#define guard_pq_stream_open(scope, pq, sql, ...) \
+    guard_pq_stream_open_at((scope), (pq), (sql), (__VA_ARGS__), GUARD_HERE)
 GUARD_API guard_pq_stream *guard_pq_stream_open_at(guard_scope *scope, guard_pq *pq, const char *sql,
                                                    const guard_pq_params *params, const guard_place *place);
 
@@ -327,11 +329,12 @@ GUARD_API void guard_pq_stream_close(guard_pq_stream *stream);
 #define guard_pq_pipeline_open(scope, pq) guard_pq_pipeline_open_at((scope), (pq), GUARD_HERE)
 GUARD_API guard_pq_pipeline *guard_pq_pipeline_open_at(guard_scope *scope, guard_pq *pq, const guard_place *place);
 
-#define guard_pq_pipeline_send(pipeline, sql, params) guard_pq_pipeline_send_at((pipeline), (sql), (params), GUARD_HERE)
+#define guard_pq_pipeline_send(pipeline, sql, ...) \
+    guard_pq_pipeline_send_at((pipeline), (sql), (__VA_ARGS__), GUARD_HERE)
 GUARD_API void guard_pq_pipeline_send_at(guard_pq_pipeline *pipeline, const char *sql, const guard_pq_params *params,
                                          const guard_place *place);
-#define guard_pq_pipeline_send_prepared(pipeline, name, params) \
-    guard_pq_pipeline_send_prepared_at((pipeline), (name), (params), GUARD_HERE)
+#define guard_pq_pipeline_send_prepared(pipeline, name, ...) \
+    guard_pq_pipeline_send_prepared_at((pipeline), (name), (__VA_ARGS__), GUARD_HERE)
 GUARD_API void guard_pq_pipeline_send_prepared_at(guard_pq_pipeline *pipeline, const char *name,
                                                   const guard_pq_params *params, const guard_place *place);
 
@@ -408,7 +411,7 @@ typedef struct guard_pq_tx_options {
  * and, once guard_pq_prepare was given one that does not, every prepared one. On a connection that is adopted, or whose raw connection the program
  * has asked for, BEGIN is sent at once, as without the flag.
  */
-#define guard_pq_begin(scope, pq, options) guard_pq_begin_at((scope), (pq), (options), GUARD_HERE)
+#define guard_pq_begin(scope, pq, ...) guard_pq_begin_at((scope), (pq), (__VA_ARGS__), GUARD_HERE)
 GUARD_API guard_tx *guard_pq_begin_at(guard_scope *scope, guard_pq *pq, const guard_pq_tx_options *options,
                                       const guard_place *place);
 
@@ -549,7 +552,7 @@ typedef struct guard_pq_pool_stats {
  * Its scope must outlive what is taken from it. Closing it closes the idle connections; those still taken are closed when they
  * are given back, and then its memory is freed.
  */
-#define guard_pq_pool_open(scope, conninfo, options) guard_pq_pool_open_at((scope), (conninfo), (options), GUARD_HERE)
+#define guard_pq_pool_open(scope, conninfo, ...) guard_pq_pool_open_at((scope), (conninfo), (__VA_ARGS__), GUARD_HERE)
 GUARD_API guard_pq_pool *guard_pq_pool_open_at(guard_scope *scope, const char *conninfo,
                                                const guard_pq_pool_options *options, const guard_place *place);
 

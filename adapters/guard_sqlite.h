@@ -134,7 +134,7 @@ typedef struct guard_sqlite_options {
  * On connections opened here the busy and progress handlers and the commit and rollback hooks are the library's; setting others on
  * the raw handle takes their place, and with it what they are for: waiting, cancelling, seeing what is done behind the guard's back.
  */
-#define guard_sqlite_open(scope, path, options) guard_sqlite_open_at((scope), (path), (options), GUARD_HERE)
+#define guard_sqlite_open(scope, path, ...) guard_sqlite_open_at((scope), (path), (__VA_ARGS__), GUARD_HERE)
 GUARD_API guard_sqlite *guard_sqlite_open_at(guard_scope *scope, const char *path, const guard_sqlite_options *options,
                                              const guard_place *place);
 
@@ -143,7 +143,7 @@ GUARD_API guard_sqlite *guard_sqlite_open_at(guard_scope *scope, const char *pat
  * ended and gone, and the handle is as it was. Of the options only busy_ms counts; waiting is done by trying again, on top
  * of whatever busy handler the handle has. Do not close the handle before.
  */
-#define guard_sqlite_adopt(scope, raw, options) guard_sqlite_adopt_at((scope), (raw), (options), GUARD_HERE)
+#define guard_sqlite_adopt(scope, raw, ...) guard_sqlite_adopt_at((scope), (raw), (__VA_ARGS__), GUARD_HERE)
 GUARD_API guard_sqlite *guard_sqlite_adopt_at(guard_scope *scope, sqlite3 *raw, const guard_sqlite_options *options,
                                               const guard_place *place);
 
@@ -285,7 +285,7 @@ typedef struct guard_sqlite_tx_options {
  * that the raw handle has begun too, and that one is left open.
  * Panics when BEGIN fails; after busy_ms with SQLITE_BUSY and a hint.
  */
-#define guard_sqlite_begin(scope, db, options) guard_sqlite_begin_at((scope), (db), (options), GUARD_HERE)
+#define guard_sqlite_begin(scope, db, ...) guard_sqlite_begin_at((scope), (db), (__VA_ARGS__), GUARD_HERE)
 GUARD_API guard_tx *guard_sqlite_begin_at(guard_scope *scope, guard_sqlite *db, const guard_sqlite_tx_options *options,
                                           const guard_place *place);
 

@@ -113,4 +113,17 @@ void header_use(int which)
     }
 }
 
+#ifndef __cplusplus
+/* Options are written in the call, commas and all. */
+extern void header_use_options(guard_scope *scope, int descriptor, pthread_mutex_t *mutex);
+
+void header_use_options(guard_scope *scope, int descriptor, pthread_mutex_t *mutex)
+{
+    guard_file_lock(scope, descriptor, &(guard_file_lock_options){.wait_ms = 100, .shared = 1});
+    guard_file_lock_beside(scope, "a", &(guard_file_lock_options){.wait_ms = 100, .shared = 1});
+    guard_file_replace_begin(scope, "a", &(guard_file_replace_options){.mode = 0600, .exclusive = 1});
+    guard_mutex_lock(scope, mutex, &(guard_mutex_options){.wait_ms = 100, .repair = NULL});
+}
+#endif
+
 #endif

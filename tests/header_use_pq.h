@@ -56,4 +56,25 @@ guard_outcome header_use_pq(guard_scope *s, PGconn *raw, guard_tx_fn *fn)
     return guard_pq_resolve_from("", NULL, "token", NULL, &error);
 }
 
+#ifndef __cplusplus
+/* Options and parameters are written in the call, commas and all. */
+extern void header_use_pq_options(guard_scope *s, PGconn *raw);
+
+void header_use_pq_options(guard_scope *s, PGconn *raw)
+{
+    const char *values[] = {"a"};
+    guard_pq *pq = guard_pq_open(s, "", &(guard_pq_options){.statement_ms = 1000, .commit_ms = 1000});
+    guard_pq_adopt(s, raw, &(guard_pq_options){.statement_ms = 1000, .commit_ms = 1000});
+    guard_pq_pool_open(s, "", &(guard_pq_pool_options){.max = 4, .take_ms = 1000});
+    guard_tx_commit(guard_pq_begin(s, pq, &(guard_pq_tx_options){.probe = "SELECT 1", .probe_key = "a"}));
+    guard_pq_exec_params(s, pq, "SELECT $1", &(guard_pq_params){.count = 1, .values = values});
+    guard_pq_prepare(pq, "name", "SELECT $1", &(guard_pq_params){.count = 1, .values = values});
+    guard_pq_exec_prepared(s, pq, "name", &(guard_pq_params){.count = 1, .values = values});
+    guard_pq_stream_open(s, pq, "SELECT $1", &(guard_pq_params){.count = 1, .values = values});
+    guard_pq_pipeline *pipeline = guard_pq_pipeline_open(s, pq);
+    guard_pq_pipeline_send(pipeline, "SELECT $1", &(guard_pq_params){.count = 1, .values = values});
+    guard_pq_pipeline_send_prepared(pipeline, "name", &(guard_pq_params){.count = 1, .values = values});
+}
+#endif
+
 #endif

@@ -60,4 +60,16 @@ guard_outcome header_use_sqlite(guard_scope *s, sqlite3 *raw)
     return guard_sqlite_resolve(db, "token", NULL, &error);
 }
 
+#ifndef __cplusplus
+/* Options are written in the call, commas and all. */
+extern void header_use_sqlite_options(guard_scope *s, sqlite3 *raw);
+
+void header_use_sqlite_options(guard_scope *s, sqlite3 *raw)
+{
+    guard_sqlite *db = guard_sqlite_open(s, "a.db", &(guard_sqlite_options){.flags = 1, .busy_ms = 100});
+    guard_sqlite_adopt(s, raw, &(guard_sqlite_options){.flags = 1, .busy_ms = 100});
+    guard_tx_commit(guard_sqlite_begin(s, db, &(guard_sqlite_tx_options){.probe = "SELECT 1", .probe_key = "a"}));
+}
+#endif
+
 #endif
