@@ -84,7 +84,6 @@ static void count(void *arg)
 }
 
 static int one = 1;
-static int two = 2;
 static int ten = 10;
 
 static void expect_in_thread(void *(*fn)(void *))
@@ -173,6 +172,8 @@ END_TEST
 /* ------------------------------------------------------------------------------------------ the main thread -- */
 
 #ifndef WITH_TSAN
+static int two = 2;
+
 static void *outlive_main(void *arg)
 {
     task_wait(getpid(), 'Z');
