@@ -122,7 +122,7 @@ typedef enum guard_pq_code {
     GUARD_PQ_BUSY = 4,       /* a COPY, a stream, a pipeline or a query is not at its end */
     GUARD_PQ_ANSWER = 5,     /* an answer that the call cannot take, such as that of a COPY to guard_pq_exec */
     GUARD_PQ_POOLER = 6,     /* refused behind a pooler that gives each transaction another server connection */
-    GUARD_PQ_MARKER = 7,     /* the marker table is missing or may not be used */
+    GUARD_PQ_MARKER = 7,     /* the marker table is missing, may not be used or may keep a row out */
     GUARD_PQ_TOKEN = 8,      /* not a token of guard_result, or a probe is needed to resolve it */
     GUARD_PQ_PLACE =
         9 /* resolving: another server, database or marker table than the transaction's, or an older history */
@@ -395,7 +395,8 @@ typedef struct guard_pq_tx_options {
 
 /*
  * Begins a transaction for the scope, see tx.h. Inside one that is already open on the connection it is a savepoint; inside one that
- * was begun with SQL too, and that one is left open. Panics when BEGIN fails, with GUARD_PQ_MARKER when the marker table is missing.
+ * was begun with SQL too, and that one is left open. Panics when BEGIN fails, with GUARD_PQ_MARKER when the marker table is missing, or has a
+ * rule or a BEFORE INSERT trigger, which could keep the row out.
  *
  * With GUARD_PQ_BEGIN_WITH_FIRST nothing is sent yet: BEGIN goes in one message with the first statement (a pipeline with one sync), where
  * that is guard_pq_exec_params or guard_pq_exec_prepared. So a transaction of one statement waits for the server twice instead of three times, at

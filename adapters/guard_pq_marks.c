@@ -130,9 +130,15 @@ void guard_pq_marks_watch(guard_pq *pq, const char *tag)
     }
 }
 
+/* Which of its rows reach the table is for a rule to say, or a trigger in front of an INSERT: a row that did not, and a fence that did, would be a lie. */
+#define KEEPS_OUT                                                                                                  \
+    "coalesce((SELECT relkind NOT IN ('r', 'p') OR relhasrules OR EXISTS (SELECT FROM pg_trigger WHERE tgrelid = " \
+    "c.oid "                                                                                                       \
+    "AND tgtype & 7 = 7) FROM pg_class c WHERE oid = to_regclass('%s')), false)"
+
 int guard_pq_marks_check(guard_pq *pq, guard_error *error)
 {
-    char sql[GUARD_PQ_SQL_MAX];
+    char sql[2 * GUARD_PQ_SQL_MAX];
     PGresult *result = NULL;
     if (pq->marks.checked) {
         return 0;
@@ -141,14 +147,15 @@ int guard_pq_marks_check(guard_pq *pq, guard_error *error)
         sql, sizeof(sql),
         "SELECT to_regclass('%s') IS NOT NULL, coalesce((SELECT bool_and(has_table_privilege(to_regclass('%s'), p)) "
         "FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) p), false), (SELECT format('%%I.%%I', nspname, relname) FROM "
-        "pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = to_regclass('%s'))",
-        pq->table, pq->table, pq->table);
+        "pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = to_regclass('%s')), " KEEPS_OUT,
+        pq->table, pq->table, pq->table, pq->table);
     int code = guard_pq_query(pq, sql, pq->options.statement_ms, &result, error);
     if (code != 0) {
         return code;
     }
     int there = strcmp(PQgetvalue(result, 0, 0), "t") == 0;
     int usable = strcmp(PQgetvalue(result, 0, 1), "t") == 0;
+    int keeps_out = strcmp(PQgetvalue(result, 0, 3), "t") == 0;
     /* By its whole name from now on: a search_path that is set later must not lead to another one than the resolver's. */
     if (usable && strlen(PQgetvalue(result, 0, 2)) < sizeof(pq->table)) {
         memcpy(pq->table, PQgetvalue(result, 0, 2), strlen(PQgetvalue(result, 0, 2)) + 1);
@@ -161,6 +168,12 @@ int guard_pq_marks_check(guard_pq *pq, guard_error *error)
                         pq->table);
         guard_pq_text(error->hint, sizeof(error->hint),
                       there ? "GRANT SELECT, INSERT, DELETE ON it." : "guard_pq_marker_install makes it.");
+        return error->code;
+    }
+    if (keeps_out) {
+        guard_error_set(error, GUARD_PQ, GUARD_PQ_MARKER,
+                        "the marker table %s has a rule or a BEFORE INSERT trigger, or is no table", pq->table);
+        guard_pq_text(error->hint, sizeof(error->hint), "Drop it: outcomes are told by the rows that it may keep out.");
         return error->code;
     }
     code = read_table_id(pq, error);

@@ -25,6 +25,30 @@ START_TEST(a_missing_marker_table_is_a_clear_panic_at_begin)
 }
 END_TEST
 
+/* Its row would not be there, and the resolver would take that for a rollback. */
+START_TEST(a_marker_table_that_may_keep_a_row_out_is_a_clear_panic_at_begin)
+{
+    static const char *const traps[] = {
+        "CREATE OR REPLACE FUNCTION keep_out() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "IF NEW.fenced THEN RETURN NEW; END IF; RETURN NULL; END $$;"
+        "CREATE TRIGGER keep_out BEFORE INSERT ON guard_marker FOR EACH ROW EXECUTE FUNCTION keep_out()",
+        "CREATE RULE keep_out AS ON INSERT TO guard_marker WHERE NOT NEW.fenced DO INSTEAD NOTHING"};
+    GUARD_AUTO(s);
+    guard_error error;
+    for (size_t i = 0; i < sizeof traps / sizeof *traps; i++) {
+        server_reset();
+        server_run(traps[i]);
+        ck_assert_int_ne(guard_run(pq_begin_with_row, guard_pq_open(s, "", NULL), &error), 0);
+        ck_assert_int_eq(error.code, GUARD_PQ_MARKER);
+        ck_assert_ptr_nonnull(strstr(error.message, "public.guard_marker has a rule or a BEFORE INSERT trigger"));
+    }
+    /* What comes behind the row keeps nothing out. */
+    server_reset();
+    server_run("CREATE TRIGGER look AFTER INSERT ON guard_marker FOR EACH ROW EXECUTE FUNCTION keep_out()");
+    ck_assert_int_eq(guard_run(pq_begin_with_row, guard_pq_open(s, "", NULL), &error), 0);
+}
+END_TEST
+
 START_TEST(an_ordinary_role_uses_the_marker_table_that_was_granted_to_it)
 {
     GUARD_AUTO(s);
@@ -275,6 +299,7 @@ int main(void)
 {
     const TTest *const tests[] = {
         a_missing_marker_table_is_a_clear_panic_at_begin,
+        a_marker_table_that_may_keep_a_row_out_is_a_clear_panic_at_begin,
         an_ordinary_role_uses_the_marker_table_that_was_granted_to_it,
         a_session_keeps_one_marker_row_and_takes_it_back_at_its_end,
         a_program_that_takes_the_markers_statements_away_commits_all_the_same,
