@@ -130,11 +130,13 @@ void guard_pq_marks_watch(guard_pq *pq, const char *tag)
     }
 }
 
-/* Which of its rows reach the table is for a rule to say, or a trigger in front of an INSERT: a row that did not, and a fence that did, would be a lie. */
-#define KEEPS_OUT                                                                                                  \
-    "coalesce((SELECT relkind NOT IN ('r', 'p') OR relhasrules OR EXISTS (SELECT FROM pg_trigger WHERE tgrelid = " \
-    "c.oid "                                                                                                       \
-    "AND tgtype & 7 = 7) FROM pg_class c WHERE oid = to_regclass('%s')), false)"
+/*
+ * Which rows reach it is for a rule to say, or a trigger in front of an INSERT: where the transaction's own does not, and the resolver's fence
+ * does, a commit would be told as rolled back.
+ */
+#define KEEPS_OUT                                                                                        \
+    "coalesce((SELECT relkind NOT IN ('r', 'p') OR relhasrules OR EXISTS (SELECT FROM pg_trigger WHERE " \
+    "tgrelid = c.oid AND tgtype & 7 = 7) FROM pg_class c WHERE oid = to_regclass('%s')), false)"
 
 int guard_pq_marks_check(guard_pq *pq, guard_error *error)
 {

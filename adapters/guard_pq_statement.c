@@ -100,8 +100,9 @@ int guard_pq_collect(guard_pq *pq, int32_t ms, PGresult **kept, guard_error *err
         }
     }
     if (code == 0 && (last == NULL || pq->cut || PQstatus(pq->conn) == CONNECTION_BAD)) {
-        /* libpq had nothing to give, or not all: it is the connection, or memory. */
+        /* libpq had nothing to give, or not all: it is the connection, or memory, or the answer is of something else. */
         code = guard_pq_error_conn(pq->conn, error, "reading the answer");
+        guard_pq_cut(pq);
     }
     /* libpq 15 calls a connection good on which sending has failed, until somebody reads from it. */
     if (code != 0 && error->sqlstate[0] == '\0' && error->domain == GUARD_PQ && guard_pq_is_dead(pq)) {
@@ -155,9 +156,13 @@ static int query_on(PGconn *conn, guard_pq *pq, const char *sql, const char *con
         }
         PGresult *result = pq != NULL ? guard_pq_get_result(pq) : PQgetResult(conn);
         if (result == NULL) {
-            return code == 0 && (results == 0 || !is_at_rest(conn))
-                       ? guard_pq_error_conn(conn, error, "reading the answer")
-                       : code;
+            if (code == 0 && (results == 0 || !is_at_rest(conn))) {
+                code = guard_pq_error_conn(conn, error, "reading the answer");
+                if (pq != NULL) {
+                    guard_pq_cut(pq);
+                }
+            }
+            return code;
         }
         results++;
         ExecStatusType status = PQresultStatus(result);

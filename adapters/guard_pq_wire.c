@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <string.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -173,10 +174,12 @@ static int drop_copy_out(PGconn *conn, guard_pq_deadline deadline)
     }
 }
 
+#define COPY_GIVEN_UP "given up by the client"
+
 static int end_copy_in(PGconn *conn, guard_pq_deadline deadline)
 {
     int sent;
-    while ((sent = PQputCopyEnd(conn, "given up by the client")) == 0) {
+    while ((sent = PQputCopyEnd(conn, COPY_GIVEN_UP)) == 0) {
         if (!guard_pq_poll(conn, POLLIN | POLLOUT, deadline) || !PQconsumeInput(conn)) {
             return 0;
         }
@@ -216,22 +219,40 @@ static int await_cancelling(guard_pq *pq, int *cancelled, guard_pq_deadline dead
     return guard_pq_await(pq->conn, deadline);
 }
 
+typedef struct draining {
+    int cancelled;
+    int ended_copy; /* a COPY IN */
+    int took_end;   /* the server says that this is what it failed for */
+} draining;
+
+/* The CopyFail of end_copy_in was read. */
+static int is_given_up(const PGresult *result)
+{
+    const char *sqlstate = PQresultErrorField(result, PG_DIAG_SQLSTATE);
+    const char *message = PQresultErrorField(result, PG_DIAG_MESSAGE_PRIMARY);
+    return sqlstate != NULL && strcmp(sqlstate, "57014") == 0 && message != NULL &&
+           strstr(message, COPY_GIVEN_UP) != NULL;
+}
+
 /* One step of draining: 1 to go on, 0 when nothing is left, -1 past the deadline. */
-static int drain_step(guard_pq *pq, int *cancelled, guard_pq_deadline deadline)
+static int drain_step(guard_pq *pq, draining *d, guard_pq_deadline deadline)
 {
     PGconn *conn = pq->conn;
-    if (!await_cancelling(pq, cancelled, deadline)) {
+    if (!await_cancelling(pq, &d->cancelled, deadline)) {
         return -1;
     }
     PGresult *result = guard_pq_get_result(pq);
     ExecStatusType status = PQresultStatus(result);
     int more = result != NULL;
+    d->took_end |= is_given_up(result);
     PQclear(result);
     switch (more ? status : PGRES_EMPTY_QUERY) {
     case PGRES_COPY_IN:
+        d->ended_copy = 1;
+        d->cancelled = 1; /* not at once: this ends it, where the server reads */
         return end_copy_in(conn, deadline) ? 1 : -1;
     case PGRES_COPY_OUT:
-        cancel_once(pq, cancelled, deadline);
+        cancel_once(pq, &d->cancelled, deadline);
         return drop_copy_out(conn, deadline) ? 1 : -1;
     case PGRES_COPY_BOTH:
         return -1; /* replication: there is no orderly way out from here */
@@ -240,13 +261,41 @@ static int drain_step(guard_pq *pq, int *cancelled, guard_pq_deadline deadline)
     }
 }
 
+/*
+ * Whether the next answer is the next question's. A COPY IN by the extended protocol has a Sync behind it, and another one behind its end. A
+ * server that is copying ignores the former; one that fails before it has read that far answers both, and each question from then on would have
+ * the answer of the one before. Every question has a result, be it an error; that answer has none.
+ */
+static int is_in_step(guard_pq *pq, guard_pq_deadline deadline)
+{
+    int results = 0;
+    if (!PQsendQuery(pq->conn, "SELECT 1")) {
+        return 0;
+    }
+    for (;;) {
+        if (!guard_pq_await(pq->conn, deadline)) {
+            return 0;
+        }
+        PGresult *result = PQgetResult(pq->conn);
+        if (result == NULL) {
+            return results > 0;
+        }
+        results++;
+        PQclear(result);
+    }
+}
+
 static int drain(guard_pq *pq, guard_pq_deadline deadline)
 {
-    int cancelled = 0;
+    draining d = {0, 0, 0};
     int step;
     do {
-        step = PQstatus(pq->conn) == CONNECTION_BAD ? -1 : drain_step(pq, &cancelled, deadline);
+        step = PQstatus(pq->conn) == CONNECTION_BAD ? -1 : drain_step(pq, &d, deadline);
     } while (step > 0);
+    if (step == 0 && d.ended_copy && !d.took_end && !is_in_step(pq, deadline)) {
+        guard_pq_cut(pq); /* it looks at rest to whoever asks next */
+        step = -1;
+    }
     return step == 0;
 }
 

@@ -337,6 +337,77 @@ START_TEST(a_cancel_that_comes_before_its_statement_is_sent_again)
 }
 END_TEST
 
+/* ----------------------------------------------------------------------------------------- answers in step -- */
+
+static void copy_by_params(void *pq)
+{
+    guard_pq_params params = {.count = 0};
+    guard_pq_exec_params(NULL, pq, "COPY t FROM STDIN", &params);
+}
+
+static void raw_copy_by_params(void *pq)
+{
+    PGresult *result = PQexecParams(guard_pq_raw(pq), "COPY t FROM STDIN", 0, NULL, NULL, NULL, NULL, 0);
+    ck_assert_int_eq(PQresultStatus(result), PGRES_COPY_IN);
+    PQclear(result);
+}
+
+typedef struct question {
+    guard_pq *pq;
+    int64_t number;
+    int64_t answer;
+} question;
+
+static void ask(void *memory)
+{
+    question *q = memory;
+    char sql[40];
+    snprintf(sql, sizeof sql, "SELECT %lld", (long long)q->number);
+    q->answer = guard_pq_query_int64(q->pq, sql, -1);
+}
+
+/* A COPY in the transaction is left open. Then each answer is that of its question, or the connection is known to be gone. */
+static void check_in_step(guard_fn *copy)
+{
+    for (int i = 1; i <= 60; i++) {
+        GUARD_AUTO(s);
+        guard_error error;
+        guard_pq *pq = guard_pq_open(s, "", NULL);
+        guard_tx *tx = guard_pq_begin(s, pq, NULL);
+        guard_run(copy, pq, &error);
+        guard_run(call_rollback, tx, &error);
+        ck_assert_int_eq(guard_tx_outcome(tx), GUARD_ROLLED_BACK);
+        question q = {pq, i, 0};
+        if (guard_run(ask, &q, &error) == 0) {
+            ck_assert_msg(q.answer == i, "the answer to SELECT %d was %lld", i, (long long)q.answer);
+        } else {
+            ck_assert_int_eq(error.code, GUARD_PQ_CONNECTION);
+        }
+        guard_pq_close(pq);
+    }
+}
+
+/* By the extended protocol libpq has sent a Sync behind the COPY, and sends another one behind its end. */
+START_TEST(after_a_copy_in_by_the_extended_protocol_is_given_up_answers_are_in_step)
+{
+    server_reset();
+    check_in_step(copy_by_params);
+    check_in_step(raw_copy_by_params);
+}
+END_TEST
+
+/* The server fails before it has read a byte of it, and answers both. */
+START_TEST(after_a_copy_in_that_the_server_does_not_read_answers_are_in_step)
+{
+    server_reset();
+    server_run("CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+               "RAISE EXCEPTION 'refused'; END $$;"
+               "CREATE TRIGGER refuse BEFORE INSERT ON t FOR EACH STATEMENT EXECUTE FUNCTION refuse()");
+    check_in_step(copy_by_params);
+    check_in_step(raw_copy_by_params);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -355,6 +426,8 @@ int main(void)
         an_aborted_pipeline_at_rollback_is_synced_and_drained,
         a_raw_pipeline_at_rollback_is_synced_and_drained,
         a_pipeline_that_still_runs_at_rollback_is_cancelled,
+        after_a_copy_in_by_the_extended_protocol_is_given_up_answers_are_in_step,
+        after_a_copy_in_that_the_server_does_not_read_answers_are_in_step,
         a_cancel_that_comes_before_its_statement_is_sent_again,
     };
     return suite_run("pq_rollback", tests, sizeof tests / sizeof *tests);
