@@ -359,6 +359,13 @@ static void lose_the_answer_and_the_server(work *w)
     wire_proxy_admit(proxy, WIRE_REFUSE);
 }
 
+static void leave_in_doubt(guard_scope *s, work *w, guard_pq_tx_options *options)
+{
+    *w = (work){.id = 1, .before_commit = lose_the_answer_and_the_server};
+    open_proxy();
+    ck_assert_int_eq(run_work(s, w, options), GUARD_IN_DOUBT);
+}
+
 static int resolve_elsewhere(const char *conninfo, const char *token)
 {
     pid_t child = fork();
@@ -374,10 +381,9 @@ static int resolve_elsewhere(const char *conninfo, const char *token)
 START_TEST(a_server_that_is_away_leaves_it_in_doubt_and_another_process_resolves_it)
 {
     GUARD_AUTO(s);
-    work w = {.id = 1, .before_commit = lose_the_answer_and_the_server};
+    work w;
     guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW, .resolve_ms = 200};
-    open_proxy();
-    ck_assert_int_eq(run_work(s, &w, &options), GUARD_IN_DOUBT);
+    leave_in_doubt(s, &w, &options);
     ck_assert_int_eq(w.runs, 1);
     ck_assert_uint_eq(w.result.attempts, 1);
     ck_assert_int_eq(w.result.error.domain, GUARD_TX);
@@ -399,9 +405,8 @@ START_TEST(resolving_on_a_cancelled_thread_does_not_go_on_to_its_deadline)
     GUARD_AUTO(s);
     guard_error error;
     guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW, .resolve_ms = 200};
-    work w = {.id = 1, .before_commit = lose_the_answer_and_the_server};
-    open_proxy();
-    ck_assert_int_eq(run_work(s, &w, &options), GUARD_IN_DOUBT);
+    work w;
+    leave_in_doubt(s, &w, &options);
     options.resolve_ms = -1;
     ck_assert_int_eq(guard_cancel_thread(pthread_self()), 1);
     ck_assert_int_eq(guard_pq_resolve_from(wire_proxy_conninfo(proxy), NULL, w.result.token, &options, &error),
@@ -418,9 +423,8 @@ START_TEST(resolving_that_finds_the_table_locked_keeps_its_connection_and_says_s
     GUARD_AUTO(s);
     guard_error error;
     guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW, .resolve_ms = 50};
-    work w = {.id = 1, .before_commit = lose_the_answer_and_the_server};
-    open_proxy();
-    ck_assert_int_eq(run_work(s, &w, &options), GUARD_IN_DOUBT);
+    work w;
+    leave_in_doubt(s, &w, &options);
     PGconn *other = server_connect("");
     PQclear(PQexec(other, "BEGIN; LOCK TABLE guard_marker IN SHARE MODE"));
     options.resolve_ms = 900;
@@ -439,9 +443,8 @@ START_TEST(resolving_over_a_silent_connection_says_that_no_answer_came)
     GUARD_AUTO(s);
     guard_error error;
     guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW, .resolve_ms = 200};
-    work w = {.id = 1, .before_commit = lose_the_answer_and_the_server};
-    open_proxy();
-    ck_assert_int_eq(run_work(s, &w, &options), GUARD_IN_DOUBT);
+    work w;
+    leave_in_doubt(s, &w, &options);
     wire_proxy_admit(proxy, WIRE_ADMIT);
     guard_pq *pq = guard_pq_open(s, wire_proxy_conninfo(proxy), NULL);
     wire_proxy_stop_after(proxy, wire_proxy_connections(proxy), WIRE_TO_SERVER, 0);

@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <guard/guard.h>
 #include <guard/guard_cancel.h>
@@ -80,7 +79,7 @@ static void *cancel_when_connecting(void *arg)
 {
     const canceller *c = arg;
     while (wire_proxy_connections(proxy) == c->connections) {
-        usleep(1000);
+        pause_ms(1);
     }
     guard_cancel_thread(c->thread);
     return NULL;
