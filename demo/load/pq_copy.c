@@ -9,8 +9,7 @@
  *     it fails at a foreign key   the server is asked once which rows have keys that lead nowhere; they come last, one by one
  *     it fails, one row           the row is rejected
  *
- * But a chunk is tried first without a savepoint: each costs two messages, and 4 ms of the server's for the flights, as the rows' transaction
- * is not the one at the top. Where that fails, or has failed for the chunk before, it is loaded with care.
+ * But a chunk is tried first without a savepoint: there were two, which cost two messages each. Where that fails, or has failed for the chunk before, it is loaded with care.
  *
  * A row is rejected for an error of its own only: what names it is a hint, and costs a good row nothing when it is wrong.
  * Each row is sent a few times at most, however many are bad.

@@ -4,8 +4,7 @@
  * while its rows are loaded, and committed with them. Its done_by is unique, so that a lost COMMIT is found by it; the same index finds
  * the chunks that are free, whose done_by is NULL.
  *
- * Each table and index takes the server 1 ms to make, which the first load waits for: a chunk's texts have a greatest length, so that
- * PostgreSQL makes no table for long ones beside it.
+ * The first load waits for them to be made: a chunk's texts have a greatest length, so that PostgreSQL makes no table for long ones beside it.
  */
 #include "pq_target.h"
 

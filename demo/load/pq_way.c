@@ -6,9 +6,9 @@
  * when it looks up the rows' foreign keys afterwards, in a hash table of references by address (CopyMultiInsertBuffer and ResourceArray of
  * PostgreSQL 15), where they are one run of a thousand. Each look-up enters the other table's description: where its address falls into that run,
  * it goes past up to a thousand entries to do so. This is a matter of chance, and the same for all COPYs of a connection: of 231,083 flights,
- * with two keys each, psql's \copy takes 1.75 s of the server's time in one half of its starts, anything up to 2.65 in the other, and
+ * with two keys each, psql's \copy takes 1.74 to 1.81 s of the server's time in one half of its starts, anything up to 2.66 in the other, and
  * one function, ResourceOwnerRememberTupleDesc, 8 or 536 ms of it (perf). A COPY with a condition that is volatile collects no rows:
- * 1.79 to 1.86 s in 28 starts.
+ * 1.79 to 1.86 s in 14 starts.
  *
  *     OPEN --the first rows of a chunk one by one, the next ones together--> SETTLED for the faster way
  *       ^----------------------- the connection is made anew -------------------/
