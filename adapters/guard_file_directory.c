@@ -62,6 +62,10 @@ DIR *guard_impl_file_open_directory(guard_scope *scope, const char *path, guard_
 struct dirent *guard_impl_file_read_directory(DIR *directory, const guard_place *place)
 {
     struct dirent *entry;
+    if (!guard_impl_file_has(directory, "reading no directory", place)) {
+        return NULL;
+    }
+    guard_impl_cancel_point(place);
     do {
         errno = 0;
         entry = readdir(directory);

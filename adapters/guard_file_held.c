@@ -135,7 +135,7 @@ file_held *guard_impl_file_hold(guard_scope *scope, const char *path, const guar
         guard_impl_panic(place, GUARD_OS, EFAULT, "a file without a path cannot be opened");
     }
     guard_impl_cancel_point(place);
-    guard_reserve(scope, 1);
+    guard_impl_reserve(scope, 1, place);
     size_t length = strlen(path) + 1;
     file_held *held = guard_allocate(sizeof *held + length);
     guard_impl_file_origin(&held->origin, place);

@@ -199,7 +199,7 @@ static bool options_are_right(const guard_file_lock_options *options, const guar
 static file_lock *lock_new(guard_scope *scope, const guard_place *place)
 {
     guard_impl_cancel_point(place);
-    guard_reserve(scope, 1);
+    guard_impl_reserve(scope, 1, place);
     file_lock *lock = guard_allocate(sizeof *lock);
     guard_impl_file_origin(&lock->origin, place);
     lock->beside = false;

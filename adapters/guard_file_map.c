@@ -51,7 +51,7 @@ static const guard_kind map_kind = {.name = "mapping",
 static file_map *map_new(guard_scope *scope, const guard_place *place)
 {
     guard_impl_cancel_point(place);
-    guard_reserve(scope, 1);
+    guard_impl_reserve(scope, 1, place);
     file_map *map = guard_allocate(sizeof *map);
     guard_impl_file_origin(&map->origin, place);
     map->address = NULL;

@@ -32,7 +32,7 @@ static void *memory_register(guard_scope *scope, void *memory, size_t size, guar
 
 void *guard_impl_memory_allocate(guard_scope *scope, size_t size, guard_ticket *ticket, const guard_place *place)
 {
-    guard_reserve(scope, 1);
+    guard_impl_reserve(scope, 1, place);
     return memory_register(scope, malloc(size != 0 ? size : 1), size, ticket, place);
 }
 
@@ -43,7 +43,7 @@ void *guard_impl_memory_allocate_array(guard_scope *scope, size_t count, size_t 
     if (__builtin_mul_overflow(count, size, &whole)) {
         guard_impl_panic(place, GUARD_MEMORY, ENOMEM, "no memory for %zu times %zu bytes", count, size);
     }
-    guard_reserve(scope, 1);
+    guard_impl_reserve(scope, 1, place);
     return memory_register(scope, whole != 0 ? calloc(count, size) : calloc(1, 1), whole, ticket, place);
 }
 
@@ -57,7 +57,7 @@ void *guard_impl_memory_resize(guard_scope *scope, void *memory, size_t size, gu
         guard_impl_misuse(place, GUARD_MISUSE_TICKET, "guard_memory_resize without the ticket of its memory");
         return memory;
     }
-    guard_reserve(scope, 1);
+    guard_impl_reserve(scope, 1, place);
     void *resized = realloc(memory, size != 0 ? size : 1);
     if (resized == NULL) {
         guard_impl_panic(place, GUARD_MEMORY, ENOMEM, "no memory for %zu bytes", size);
@@ -73,14 +73,14 @@ char *guard_impl_memory_copy(guard_scope *scope, const char *text, guard_ticket 
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "guard_memory_copy of NULL");
         return NULL;
     }
-    guard_reserve(scope, 1);
+    guard_impl_reserve(scope, 1, place);
     return memory_register(scope, strdup(text), strlen(text) + 1, ticket, place);
 }
 
 char *guard_impl_memory_format(guard_scope *scope, guard_ticket *ticket, const guard_place *place, const char *format,
                                ...)
 {
-    guard_reserve(scope, 1);
+    guard_impl_reserve(scope, 1, place);
     char *text = NULL;
     va_list arguments;
     va_start(arguments, format);

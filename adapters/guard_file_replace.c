@@ -363,7 +363,7 @@ guard_file_replace *guard_impl_file_replace_begin(guard_scope *scope, const char
         return NULL;
     }
     guard_impl_cancel_point(place);
-    guard_reserve(scope, 1);
+    guard_impl_reserve(scope, 1, place);
     guard_file_replace *replace = guard_allocate(sizeof *replace);
     memset(replace, 0, sizeof *replace);
     guard_impl_file_origin(&replace->origin, place);
@@ -386,11 +386,19 @@ guard_file_replace *guard_impl_file_replace_begin(guard_scope *scope, const char
 
 FILE *guard_file_replace_stream(const guard_file_replace *replace)
 {
+    if (replace == NULL) {
+        guard_misuse(GUARD_MISUSE_ARGUMENT, "the stream of no replacement");
+        return NULL;
+    }
     return replace->stream;
 }
 
 int guard_file_replace_published(const guard_file_replace *replace)
 {
+    if (replace == NULL) {
+        guard_misuse(GUARD_MISUSE_ARGUMENT, "asking whether no replacement is published");
+        return 0;
+    }
     return replace->state == PUBLISHED;
 }
 
@@ -432,9 +440,12 @@ static int replace_publish(guard_file_replace *replace, const char **what)
     return replace_rename(replace);
 }
 
-/* Misuse in a forked child, whose parent goes on with it; false then. */
+/* Misuse with none, and in a forked child, whose parent goes on with it; false then. */
 static bool replace_is_own(const guard_file_replace *replace, const guard_place *place)
 {
+    if (!guard_impl_file_has(replace, "ending no replacement", place)) {
+        return false;
+    }
     if (replace->process == guard_fork_count()) {
         return true;
     }

@@ -151,6 +151,9 @@ static int stream_sync(FILE *stream)
 
 void guard_impl_file_sync(FILE *stream, const guard_place *place)
 {
+    if (!guard_impl_file_has(stream, "bringing no stream to the disk", place)) {
+        return;
+    }
     guard_impl_cancel_point(place);
     int state = guard_foreign_open();
     int error = stream_sync(stream);

@@ -125,7 +125,7 @@ static file_temporary *temporary_new(guard_scope *scope, const char *directory, 
 {
     directory = temporary_directory(directory);
     guard_impl_cancel_point(place);
-    guard_reserve(scope, 1);
+    guard_impl_reserve(scope, 1, place);
     char *absolute = realpath(directory, NULL);
     if (absolute == NULL) {
         temporary_panic(place, "make a temporary file in", directory, errno);

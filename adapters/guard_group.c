@@ -72,6 +72,10 @@ static void group_cancel(guard_group *group)
 
 void guard_group_cancel(guard_group *group)
 {
+    if (group == NULL) {
+        guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_group_cancel without a group");
+        return;
+    }
     pthread_mutex_lock(&group->lock);
     group_cancel(group);
     pthread_mutex_unlock(&group->lock);
@@ -263,6 +267,10 @@ static bool group_finish(guard_group *group, guard_error *error)
 /* A forked child has the group's memory, not its members. */
 static bool group_is_ours(const guard_group *group)
 {
+    if (group == NULL) {
+        guard_misuse(GUARD_MISUSE_ARGUMENT, "a group that is NULL");
+        return false;
+    }
     if (group->forks == guard_fork_count()) {
         return true;
     }
@@ -330,17 +338,17 @@ static const guard_kind group_kind = {.name = "group",
                                       .since = group_since,
                                       .action = "wait for"};
 
-guard_group *guard_group_open(guard_scope *scope, const guard_group_options *options)
+guard_group *guard_group_open_at(guard_scope *scope, const guard_group_options *options, const guard_place *place)
 {
     static const guard_group_options none;
     if (options == NULL) {
         options = &none;
     }
     if (options->limit < -1 || memcmp(options->reserved, none.reserved, sizeof none.reserved) != 0) {
-        guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_group_open with options that are out of range");
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "guard_group_open with options that are out of range");
         options = &none;
     }
-    guard_reserve(scope, 1);
+    guard_impl_reserve(scope, 1, place);
     guard_group *group = guard_allocate(sizeof *group);
     memset(group, 0, sizeof *group);
     group->forks = guard_fork_count();
@@ -352,8 +360,8 @@ guard_group *guard_group_open(guard_scope *scope, const guard_group_options *opt
     pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
     pthread_cond_init(&group->changed, &clock);
     pthread_condattr_destroy(&clock);
-    guard_defer_kind(scope, &group_kind, group);
-    return group;
+    guard_ticket ticket = guard_impl_defer_kind(scope, &group_kind, group, place);
+    return ticket.record != NULL ? group : NULL;
 }
 
 static int64_t spawn_deadline(void)

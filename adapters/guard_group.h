@@ -60,9 +60,11 @@ typedef struct guard_group_options {
 
 /*
  * Opens a group that ends with `scope`; options may be NULL. The group is the library's and gone when the scope is. Panics with
- * GUARD_MEMORY; misuse for options that are out of range.
+ * GUARD_MEMORY; misuse for options that are out of range. NULL only where the misuse handler returned.
  */
-GUARD_API guard_group *guard_group_open(guard_scope *scope, const guard_group_options *options);
+#define guard_group_open(scope, ...) guard_group_open_at((scope), (__VA_ARGS__), GUARD_HERE)
+GUARD_API guard_group *guard_group_open_at(guard_scope *scope, const guard_group_options *options,
+                                           const guard_place *place);
 
 /*
  * Starts a thread that runs fn(arg) as guarded code, with a border around it. Where a limit is set it waits for its turn first, as a

@@ -25,7 +25,7 @@ lock_held *guard_impl_lock_new(guard_scope *scope, size_t size, const char *what
                          name); /* nobody may go on as if it were held */
     }
     guard_impl_checkpoint(place);
-    guard_reserve(scope, 1);
+    guard_impl_reserve(scope, 1, place);
     lock_held *held = guard_allocate(size);
     memset(held, 0, size);
     held->what = what;

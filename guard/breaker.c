@@ -131,20 +131,21 @@ static void breaker_fill(guard_breaker *breaker, const char *name, const guard_b
     pthread_mutex_init(&breaker->lock, NULL); /* without attributes it cannot fail, pthread_mutex_init(3) */
 }
 
-guard_breaker *guard_breaker_open(guard_scope *scope, const char *name, const guard_breaker_options *options)
+guard_breaker *guard_breaker_open_at(guard_scope *scope, const char *name, const guard_breaker_options *options,
+                                     const guard_place *place)
 {
     static const guard_breaker_options none;
     options = options != NULL ? options : &none;
     const char *objection = name == NULL ? "no name" : options_objection(options);
     if (objection != NULL) {
-        guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_breaker_open with %s", objection);
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "guard_breaker_open with %s", objection);
         return NULL;
     }
-    guard_reserve(scope, 1);
+    guard_impl_reserve(scope, 1, place);
     guard_breaker *breaker = guard_allocate(sizeof *breaker);
     breaker_fill(breaker, name, options);
     guard_collector_open(&breaker->collector, breaker_collect, breaker);
-    guard_ticket ticket = guard_defer_kind(scope, &breaker_kind, breaker);
+    guard_ticket ticket = guard_impl_defer_kind(scope, &breaker_kind, breaker, place);
     return ticket.record != NULL ? breaker : NULL;
 }
 
@@ -311,6 +312,9 @@ int guard_breaker_call(guard_breaker *breaker, guard_fn *fn, void *arg, guard_er
 
 int64_t guard_breaker_retry_ms(guard_breaker *breaker)
 {
+    if (breaker == NULL) {
+        return 0;
+    }
     pthread_mutex_lock(&breaker->lock);
     int64_t wait = breaker->figures.state == GUARD_BREAKER_OPEN ? breaker->until - guard_clock() : 0;
     pthread_mutex_unlock(&breaker->lock);
@@ -319,6 +323,10 @@ int64_t guard_breaker_retry_ms(guard_breaker *breaker)
 
 void guard_breaker_read(guard_breaker *breaker, guard_breaker_figures *figures)
 {
+    if (breaker == NULL) {
+        memset(figures, 0, sizeof *figures);
+        return;
+    }
     pthread_mutex_lock(&breaker->lock);
     *figures = breaker->figures;
     pthread_mutex_unlock(&breaker->lock);

@@ -91,7 +91,7 @@ int guard_context_set_at(guard_scope *scope, const char *key, const char *text, 
                           key == NULL || key[0] == '\0' ? "without a key" : "on an owner, or without a scope");
         return 0;
     }
-    guard_reserve(scope, 1);
+    guard_impl_reserve(scope, 1, place);
     guard_context_state *state = state_here();
     if (state == NULL) {
         state = state_open(guard_allocate(sizeof *state));

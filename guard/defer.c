@@ -292,21 +292,21 @@ guard_impl_record *guard_record_take(guard_stack *stack, guard_scope *scope)
     return record == NULL && guard_scope_reserved(scope) > 0 ? reserve_take(scope) : record;
 }
 
-void guard_reserve(guard_scope *scope, size_t count)
+void guard_impl_reserve(guard_scope *scope, size_t count, const guard_place *place)
 {
     guard_stack *stack = guard_stack_here();
     guard_raise_held();
     int code;
     const char *objection = guard_scope_objection(stack, scope, &code);
     if (objection != NULL) {
-        guard_misuse(code, "guard_reserve: %s", objection);
+        guard_impl_misuse(place, code, "registration: %s", objection);
         return;
     }
     guard_scope_count(scope);
     while (scope->reserved < count) {
         guard_impl_record *record = count <= UINT32_MAX ? guard_pool_take(guard_scope_pool(stack, scope)) : NULL;
         if (record == NULL) {
-            guard_panic_in(GUARD_MEMORY, ENOMEM, "out of memory for %zu registrations", count);
+            guard_impl_panic(place, GUARD_MEMORY, ENOMEM, "out of memory for %zu registrations", count);
         }
         reserve_add(scope, record);
     }

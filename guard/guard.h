@@ -184,8 +184,8 @@ typedef struct guard_place {
 #else
 #define GUARD_IMPL_FILE_NAME ""
 #endif
-#define GUARD_IMPL_NAME_AT ((uint16_t)(sizeof __FILE__ - sizeof GUARD_IMPL_FILE_NAME))
-#define GUARD_IMPL_LENGTH(text) ((uint8_t)(sizeof(text) <= UINT8_MAX ? sizeof(text) - 1 : 0))
+#define GUARD_IMPL_NAME_AT (sizeof __FILE__ - sizeof GUARD_IMPL_FILE_NAME)
+#define GUARD_IMPL_LENGTH(text) (sizeof(text) <= UINT8_MAX ? sizeof(text) - 1 : 0)
 
 /* Fills *error: clears it, sets domain, code (0 becomes -1) and the message as printf does. Any thread. */
 GUARD_API void guard_error_set(guard_error *error, int domain, int code, const char *format, ...) GUARD_PRINTF(4, 5);
@@ -329,8 +329,8 @@ GUARD_API void guard_fail(guard_scope *scope);
  * used by one thread at a time and handed over. Its records are its own, so closing it costs the closing thread nothing.
  *
  * guard_owner_new panics with GUARD_MEMORY. The owner is the caller's until guard_owner_close, which runs its defers,
- * newest first, and frees it, also when one of them panics (the panic goes on after the rest has run). Register it on a scope
- * with guard_defer_kind(s, &guard_owner_kind, owner) to bound its life.
+ * newest first, and frees it, also when one of them panics (the panic goes on after the rest has run); NULL is nothing to close, and
+ * has no scope. Register it on a scope with guard_defer_kind(s, &guard_owner_kind, owner) to bound its life.
  */
 GUARD_API guard_owner *guard_owner_new(void);
 GUARD_API guard_scope *guard_owner_scope(guard_owner *owner);
@@ -391,7 +391,7 @@ GUARD_API const guard_error *guard_panicking(void);
  * guard_defer_copy counts as two, and above GUARD_COPY_INLINE bytes it allocates all the same. What is not used is given back
  * when the scope ends. Panics with GUARD_MEMORY.
  */
-GUARD_API void guard_reserve(guard_scope *scope, size_t count);
+#define guard_reserve(scope, count) guard_impl_reserve((scope), (count), GUARD_HERE)
 
 /* ---------------------------------------------------------------------------------------------- tickets -- */
 

@@ -81,7 +81,9 @@ typedef struct guard_breaker guard_breaker;
  * Opens a breaker, which is closed, on `scope`, whose end frees it. `name` is copied, at most 31 bytes of it; options may be NULL. Panics
  * with GUARD_MEMORY, and with GUARD_MISUSE on options out of their range; NULL only where the misuse handler returned.
  */
-GUARD_API guard_breaker *guard_breaker_open(guard_scope *scope, const char *name, const guard_breaker_options *options);
+#define guard_breaker_open(scope, name, ...) guard_breaker_open_at((scope), (name), (__VA_ARGS__), GUARD_HERE)
+GUARD_API guard_breaker *guard_breaker_open_at(guard_scope *scope, const char *name,
+                                               const guard_breaker_options *options, const guard_place *place);
 
 /*
  * Calls fn(arg) as guard_run does, where the breaker lets it. Returns 0 when fn returned or its panic was recovered, else the

@@ -92,6 +92,7 @@ GUARD_API void guard_impl_panic_text(const guard_place *place, int domain, int c
                                      size_t size) GUARD_NORETURN;
 GUARD_API void guard_impl_panic_os(const guard_place *place, const char *format, ...) GUARD_NORETURN GUARD_PRINTF(2, 3);
 GUARD_API void guard_impl_panic_error(const guard_place *place, const guard_error *error) GUARD_NORETURN;
+GUARD_API void guard_impl_reserve(guard_scope *scope, size_t count, const guard_place *place);
 GUARD_API void guard_impl_misuse(const guard_place *place, int code, const char *format, ...) GUARD_PRINTF(3, 4);
 GUARD_API guard_impl_border *guard_impl_border_open(guard_impl_border *border, guard_error *out);
 GUARD_API guard_impl_border *guard_impl_border_end(guard_impl_border *border);

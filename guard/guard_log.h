@@ -101,7 +101,9 @@ typedef struct guard_log guard_log;
  * NULL. Panics with GUARD_MEMORY, with GUARD_OS where there is no thread or descriptor to be had, and with GUARD_MISUSE on options out
  * of their range and a 17th log; NULL only where the misuse handler returned.
  */
-GUARD_API guard_log *guard_log_open(guard_scope *scope, const char *name, const guard_log_options *options);
+#define guard_log_open(scope, name, ...) guard_log_open_at((scope), (name), (__VA_ARGS__), GUARD_HERE)
+GUARD_API guard_log *guard_log_open_at(guard_scope *scope, const char *name, const guard_log_options *options,
+                                       const guard_place *place);
 
 /* -------------------------------------------------------------------------------------------------- sinks -- */
 

@@ -119,7 +119,9 @@ typedef void guard_collect_fn(guard_metrics_page *page, void *arg);
  * Has fn(page, arg) asked until `scope` ends, and not while it ends: arg may be freed after that. Panics with GUARD_MEMORY. The ticket may be
  * released earlier.
  */
-GUARD_API guard_ticket guard_metrics_collect(guard_scope *scope, guard_collect_fn *fn, void *arg);
+#define guard_metrics_collect(scope, fn, arg) guard_metrics_collect_at((scope), (fn), (arg), GUARD_HERE)
+GUARD_API guard_ticket guard_metrics_collect_at(guard_scope *scope, guard_collect_fn *fn, void *arg,
+                                                const guard_place *place);
 
 /*
  * In a collector only: one number, a counter's or a gauge's. Numbers with the same name and labels are added up, so that two pools of one

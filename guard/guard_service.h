@@ -60,7 +60,9 @@ typedef struct guard_service guard_service;
  * Opens a service on `scope`, whose end closes it. `name` is copied, at most 31 bytes of it; options may be NULL. Panics
  * with GUARD_MEMORY, and with GUARD_MISUSE on options out of their range; NULL only where the misuse handler returned.
  */
-GUARD_API guard_service *guard_service_open(guard_scope *scope, const char *name, const guard_service_options *options);
+#define guard_service_open(scope, name, ...) guard_service_open_at((scope), (name), (__VA_ARGS__), GUARD_HERE)
+GUARD_API guard_service *guard_service_open_at(guard_scope *scope, const char *name,
+                                               const guard_service_options *options, const guard_place *place);
 
 /*
  * Calls fn(arg) as guard_run does, under the service's deadline. Returns 0 when fn returned or its panic was recovered, else the

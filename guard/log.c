@@ -137,21 +137,22 @@ static guard_log *log_new(const char *name, const guard_log_options *options)
     return log;
 }
 
-guard_log *guard_log_open(guard_scope *scope, const char *name, const guard_log_options *options)
+guard_log *guard_log_open_at(guard_scope *scope, const char *name, const guard_log_options *options,
+                             const guard_place *place)
 {
     static const guard_log_options none;
     options = options != NULL ? options : &none;
     const char *objection = name == NULL ? "no name" : options_objection(options);
     if (objection != NULL) {
-        guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_log_open with %s", objection);
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "guard_log_open with %s", objection);
         return NULL;
     }
-    guard_reserve(scope, 1);
+    guard_impl_reserve(scope, 1, place);
     guard_log_options filled = options_fill(options);
     guard_log *log = log_new(name, &filled);
     if (!guard_log_enlist(log)) {
         log_free(log);
-        guard_misuse(GUARD_MISUSE_STATE, "guard_log_open of a 17th log");
+        guard_impl_misuse(place, GUARD_MISUSE_STATE, "guard_log_open of a 17th log");
         return NULL;
     }
     int code = guard_log_start(log);
@@ -159,10 +160,10 @@ guard_log *guard_log_open(guard_scope *scope, const char *name, const guard_log_
         guard_log_delist(log);
         log_free(log);
         errno = code;
-        guard_panic_os("a thread for log %s", name);
+        guard_impl_panic_os(place, "a thread for log %s", name);
     }
     guard_collector_open(&log->collector, guard_log_collect, log);
-    guard_ticket ticket = guard_defer_kind(scope, &log_kind, log);
+    guard_ticket ticket = guard_impl_defer_kind(scope, &log_kind, log, place);
     return ticket.record != NULL ? log : NULL;
 }
 

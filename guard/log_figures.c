@@ -5,6 +5,9 @@
 void guard_log_read(const guard_log *log, guard_log_figures *figures)
 {
     memset(figures, 0, sizeof *figures);
+    if (log == NULL) {
+        return;
+    }
     figures->events = atomic_load(&log->events);
     figures->full = atomic_load(&log->full);
     figures->brief = atomic_load(&log->brief);
@@ -20,7 +23,7 @@ void guard_log_read(const guard_log *log, guard_log_figures *figures)
 int guard_log_read_site(const guard_log *log, unsigned number, guard_log_site *site)
 {
     memset(site, 0, sizeof *site);
-    if (number >= GUARD_LOG_SITES || !atomic_load(&log->storm.sites[number].is_named)) {
+    if (log == NULL || number >= GUARD_LOG_SITES || !atomic_load(&log->storm.sites[number].is_named)) {
         return 0;
     }
     const guard_storm_site *from = &log->storm.sites[number];

@@ -66,6 +66,10 @@ void guard_sink_close(guard_log_sink *sink)
 
 guard_log_sink *guard_sink_next(guard_log *log)
 {
+    if (log == NULL) {
+        guard_misuse(GUARD_MISUSE_ARGUMENT, "a sink for no log");
+        return NULL;
+    }
     unsigned count = atomic_load(&log->sink_count);
     if (count == LOG_SINKS) {
         guard_misuse(GUARD_MISUSE_STATE, "log %s has %d sinks already", log->name, LOG_SINKS);

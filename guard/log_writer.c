@@ -407,8 +407,10 @@ bool guard_log_stop(guard_log *log)
 
 void guard_log_reopen(guard_log *log)
 {
-    atomic_store(&log->is_reopening, true);
-    guard_log_wake(log);
+    if (log != NULL) {
+        atomic_store(&log->is_reopening, true);
+        guard_log_wake(log);
+    }
 }
 
 /* --------------------------------------------------------------------------------------- the process ends -- */

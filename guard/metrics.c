@@ -259,16 +259,16 @@ static void collector_free(void *arg)
 static const guard_kind collector_kind = {
     .name = "collector of metrics", .release = collector_free, .child = collector_free, .flags = GUARD_KIND_HEAP};
 
-guard_ticket guard_metrics_collect(guard_scope *scope, guard_collect_fn *fn, void *arg)
+guard_ticket guard_metrics_collect_at(guard_scope *scope, guard_collect_fn *fn, void *arg, const guard_place *place)
 {
     if (fn == NULL) {
-        guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_metrics_collect without a function");
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "guard_metrics_collect without a function");
         return (guard_ticket){NULL, 0, 0};
     }
-    guard_reserve(scope, 1);
+    guard_impl_reserve(scope, 1, place);
     guard_collector *collector = guard_allocate(sizeof *collector);
     guard_collector_open(collector, fn, arg);
-    return guard_defer_kind(scope, &collector_kind, collector);
+    return guard_impl_defer_kind(scope, &collector_kind, collector, place);
 }
 
 /* -------------------------------------------------------------------------------------------- reading -- */

@@ -416,6 +416,10 @@ size_t guard_metrics_write(int fd)
 {
     GUARD_AUTO(s);
     size_t size;
+    if (fd < 0) { /* which poll(2) passes over */
+        errno = EBADF;
+        guard_panic_os("cannot write the metrics");
+    }
     const char *text = guard_metrics_text(s, &size);
     for (size_t written = 0; written < size;) {
         if (guard_wait_descriptor(fd, POLLOUT, WRITE_MS) == 0) {

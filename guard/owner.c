@@ -43,11 +43,14 @@ void guard_owner_free(guard_owner *owner)
 
 guard_scope *guard_owner_scope(guard_owner *owner)
 {
-    return &owner->scope;
+    return owner != NULL ? &owner->scope : NULL;
 }
 
 void guard_owner_close(guard_owner *owner)
 {
+    if (owner == NULL) {
+        return;
+    }
     guard_stack *stack = guard_stack_here();
     guard_scope *scope = &owner->scope;
     if (scope->flags & SCOPE_CLOSING) {

@@ -128,20 +128,21 @@ static void service_fill(guard_service *service, const char *name, const guard_s
     }
 }
 
-guard_service *guard_service_open(guard_scope *scope, const char *name, const guard_service_options *options)
+guard_service *guard_service_open_at(guard_scope *scope, const char *name, const guard_service_options *options,
+                                     const guard_place *place)
 {
     static const guard_service_options none;
     options = options != NULL ? options : &none;
     const char *objection = name == NULL ? "no name" : options_objection(options);
     if (objection != NULL) {
-        guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_service_open with %s", objection);
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "guard_service_open with %s", objection);
         return NULL;
     }
-    guard_reserve(scope, 1);
+    guard_impl_reserve(scope, 1, place);
     guard_service *service = guard_allocate(sizeof *service);
     service_fill(service, name, options);
     guard_collector_open(&service->collector, service_collect, service);
-    guard_ticket ticket = guard_defer_kind(scope, &service_kind, service);
+    guard_ticket ticket = guard_impl_defer_kind(scope, &service_kind, service, place);
     return ticket.record != NULL ? service : NULL;
 }
 
@@ -279,6 +280,9 @@ int guard_service_call(guard_service *service, guard_fn *fn, void *arg, guard_er
 void guard_service_read(const guard_service *service, guard_service_figures *figures)
 {
     memset(figures, 0, sizeof *figures);
+    if (service == NULL) {
+        return;
+    }
     figures->returned = atomic_load(&service->returned);
     figures->failed = atomic_load(&service->failed);
     figures->under_way = atomic_load(&service->under_way) & ~CLOSED;

@@ -58,7 +58,7 @@ ssize_t guard_write_quietly(int fd, const char *text, size_t size)
 
 int guard_write_within(int fd, const char *text, size_t size, int ms)
 {
-    int code = 0;
+    int code = fd < 0 ? EBADF : 0; /* poll(2) passes over such a one */
     int state = guard_cancel_shut();
     int64_t until = guard_clock() + ms * (int64_t)1000000;
     while (size > 0 && code == 0) {

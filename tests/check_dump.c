@@ -13,9 +13,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <guard/guard_breaker.h>
 #include <guard/guard_dump.h>
+#include <guard/guard_group.h>
+#include <guard/guard_log.h>
+#include <guard/guard_metrics.h>
 #include <guard/guard_mutex.h>
 #include <guard/guard_process.h>
+#include <guard/guard_service.h>
 
 #include "suite.h"
 
@@ -127,6 +132,38 @@ START_TEST(the_caller_s_own_registrations_are_shown_the_newest_first_with_place_
     const char *older = strstr(text, "\tthe boat");
     ck_assert(inner < older);
     ck_assert_ptr_null(strstr(older + 2, "the boat"));
+}
+END_TEST
+
+static void collect_nothing(guard_metrics_page *page, void *arg)
+{
+    (void)page;
+    (void)arg;
+}
+
+/* Not by a line of the library, which is the same for all of them. */
+START_TEST(what_the_library_opens_is_shown_with_the_line_that_asked_for_it)
+{
+    GUARD_AUTO(s);
+    guard_group_open(s, NULL);
+    guard_service_open(s, "ledger", NULL);
+    guard_breaker_open(s, "database", NULL);
+    guard_metrics_collect(s, collect_nothing, NULL);
+    guard_log_open(s, "events", NULL);
+    dump();
+    const char *own = strstr(text, "\tlog events");
+    ck_assert_msg(own != NULL, "no log in it: %s", text);
+    int places = 0;
+    for (const char *at = own; (at = strstr(at, "check_dump.c:")) != NULL; at++) {
+        places++;
+    }
+    ck_assert_msg(places == 5, "%d places of the caller's in it: %s", places, text);
+}
+END_TEST
+
+START_TEST(a_dump_to_no_descriptor_says_so_at_once)
+{
+    ck_assert_int_eq(guard_dump(-1), EBADF);
 }
 END_TEST
 
@@ -629,6 +666,8 @@ int main(void)
 {
     const TTest *const tests[] = {
         the_caller_s_own_registrations_are_shown_the_newest_first_with_place_and_age,
+        what_the_library_opens_is_shown_with_the_line_that_asked_for_it,
+        a_dump_to_no_descriptor_says_so_at_once,
         threads_that_hold_nothing_say_so_and_one_without_a_stack_can_dump,
         threads_that_are_stuck_in_foreign_calls_are_shown_and_go_on,
         a_thread_that_blocks_signals_is_named_and_its_late_answer_is_passed_over,

@@ -36,6 +36,8 @@ static int descriptors(void)
     return count;
 }
 
+enum { MISSING = 11 };
+
 static void *missing(guard_scope *s, int which)
 {
     size_t size;
@@ -55,6 +57,17 @@ static void *missing(guard_scope *s, int which)
         return guard_file_adopt_descriptor(s, no_descriptor, "none", NULL) == -1 ? NULL : s;
     case 6:
         return guard_file_temporary_named(s, NULL, NULL, NULL);
+    case 7:
+        return guard_file_read_directory(NULL);
+    case 8:
+        guard_file_sync(NULL);
+        return NULL;
+    case 9:
+        guard_file_replace_commit(NULL);
+        return NULL;
+    case 10:
+        guard_file_replace_rollback(NULL);
+        return NULL;
     default:
         return NULL;
     }
@@ -68,7 +81,7 @@ static void use(void *arg)
 
 START_TEST(what_is_missing_is_misuse_and_no_crash)
 {
-    for (int which = 0; which < 7; which++) {
+    for (int which = 0; which < MISSING; which++) {
         guard_error error;
         int before = descriptors();
         ck_assert_int_eq(guard_run(use, &which, &error), GUARD_MISUSE_ARGUMENT);
@@ -79,14 +92,32 @@ START_TEST(what_is_missing_is_misuse_and_no_crash)
 }
 END_TEST
 
+static void open_for_no_scope(void *arg)
+{
+    (void)arg;
+    guard_file_open(NULL, "/etc/passwd", "r", NULL);
+}
+
+START_TEST(without_a_scope_it_is_misuse_of_the_line_that_asked)
+{
+    guard_error error;
+    ck_assert_int_eq(guard_run(open_for_no_scope, NULL, &error), GUARD_MISUSE_SCOPE);
+    ck_assert_str_eq(error.file, "check_file_misuse.c");
+    ck_assert_str_eq(error.function, "open_for_no_scope");
+}
+END_TEST
+
 START_TEST(with_a_handler_that_returns_nothing_is_done)
 {
     guard_misuse_handler(count_misuse);
     GUARD_AUTO(s);
-    for (int which = 0; which < 7; which++) {
+    for (int which = 0; which < MISSING; which++) {
         ck_assert_ptr_null(missing(s, which));
         ck_assert_int_eq(misuses, which + 1);
     }
+    ck_assert_ptr_null(guard_file_replace_stream(NULL));
+    ck_assert_int_eq(guard_file_replace_published(NULL), 0);
+    ck_assert_int_eq(misuses, MISSING + 2);
 }
 END_TEST
 
@@ -303,6 +334,7 @@ int main(void)
 {
     const TTest *const tests[] = {
         what_is_missing_is_misuse_and_no_crash,
+        without_a_scope_it_is_misuse_of_the_line_that_asked,
         with_a_handler_that_returns_nothing_is_done,
         memory_is_not_resized_by_the_ticket_of_another,
         files_are_opened_above_the_standard_streams,

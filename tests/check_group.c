@@ -376,6 +376,45 @@ START_TEST(options_out_of_range_and_a_member_without_a_function_are_misuse)
 }
 END_TEST
 
+static void spawn_in_none(void *arg)
+{
+    (void)arg;
+    guard_group_spawn(NULL, wait_until_cancelled, &one);
+}
+
+static void wait_for_none(void *arg)
+{
+    (void)arg;
+    guard_group_wait(NULL, NULL);
+}
+
+static void cancel_none(void *arg)
+{
+    (void)arg;
+    guard_group_cancel(NULL);
+}
+
+static void ignore_misuse(const guard_error *error)
+{
+    (void)error;
+}
+
+START_TEST(a_group_that_is_not_there_is_misuse)
+{
+    guard_error error;
+    ck_assert_int_eq(guard_run(spawn_in_none, NULL, &error), GUARD_MISUSE_ARGUMENT);
+    ck_assert_int_eq(guard_run(wait_for_none, NULL, &error), GUARD_MISUSE_ARGUMENT);
+    ck_assert_int_eq(guard_run(cancel_none, NULL, &error), GUARD_MISUSE_ARGUMENT);
+    ck_assert_int_eq(error.domain, GUARD_MISUSE);
+    guard_misuse_handler(ignore_misuse);
+    guard_group *group = guard_group_open(NULL, NULL);
+    ck_assert_ptr_null(group);
+    ck_assert_int_eq(guard_group_spawn(group, wait_until_cancelled, &one), 0);
+    ck_assert_int_eq(guard_group_wait(group, NULL), 0);
+    guard_group_cancel(group);
+}
+END_TEST
+
 static void use_in_a_child(void *arg)
 {
     (void)arg;
@@ -468,6 +507,7 @@ int main(void)
         a_member_that_exits_has_ended_and_one_that_is_cancelled_has_failed,
         a_cancel_reaches_the_groups_of_members,
         options_out_of_range_and_a_member_without_a_function_are_misuse,
+        a_group_that_is_not_there_is_misuse,
         a_forked_child_cannot_wait_for_members_it_does_not_have,
         without_memory_no_member_is_lost_and_nothing_leaks,
         /* Helgrind reports each pthread_create that fails, as this one has to. */

@@ -260,6 +260,9 @@ START_TEST(a_dead_pipe_and_a_full_disk_are_panics_and_no_signal)
     ck_assert_int_eq(guard_run(write_to, &full, &error), ENOSPC);
     close(ends[1]);
     ck_assert_int_eq(guard_run(write_to, &ends[1], &error), EBADF);
+    int none = -1; /* which poll(2) passes over, so that it would be waited for */
+    ck_assert_int_eq(guard_run(write_to, &none, &error), EBADF);
+    ck_assert_int_eq(error.domain, GUARD_OS);
 }
 END_TEST
 

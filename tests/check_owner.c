@@ -224,6 +224,22 @@ START_TEST(an_owners_tickets_are_whose_that_holds_the_owner)
 }
 END_TEST
 
+static void register_on_none(void *arg)
+{
+    (void)arg;
+    guard_defer_on(guard_owner_scope(NULL), GUARD_ON_SUCCESS, trace_run, "a");
+}
+
+START_TEST(no_owner_has_no_scope_and_nothing_to_close)
+{
+    guard_error said;
+    guard_owner_close(NULL);
+    ck_assert_ptr_null(guard_owner_scope(NULL));
+    ck_assert_int_eq(guard_run(register_on_none, NULL, &said), GUARD_MISUSE_SCOPE);
+    ck_assert_int_eq(said.domain, GUARD_MISUSE);
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -236,6 +252,7 @@ int main(void)
         an_owners_recovering_defer_sees_only_panics_of_its_own_close,
         an_owner_is_handed_from_thread_to_thread,
         an_owners_tickets_are_whose_that_holds_the_owner,
+        no_owner_has_no_scope_and_nothing_to_close,
     };
     return suite_run("owner", tests, sizeof tests / sizeof *tests);
 }
