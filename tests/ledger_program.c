@@ -81,25 +81,41 @@ static void run_program(const char *name, int chaos, const char *const *more, in
     _exit(127);
 }
 
-static ledger_process start(const char *name, int chaos, const char *const *more)
+/* Its pid, and what it says at first; "" when it ended without a word. */
+static pid_t launch(const char *name, int chaos, const char *const *more, char *line, int size)
 {
-    ledger_process ledger = {0};
     int ends[2];
     ck_assert_int_eq(pipe2(ends, O_CLOEXEC), 0);
-    ledger.pid = fork();
-    ck_assert_int_ge(ledger.pid, 0);
-    if (ledger.pid == 0) {
+    pid_t pid = fork();
+    ck_assert_int_ge(pid, 0);
+    if (pid == 0) {
         run_program(name, chaos, more, ends[1]);
     }
     close(ends[1]);
     FILE *out = fdopen(ends[0], "r");
-    char line[128] = "";
-    const char *told = fgets(line, sizeof line, out);
+    if (fgets(line, size, out) == NULL) {
+        line[0] = '\0';
+    }
     fclose(out);
-    const char *address = told != NULL ? strstr(told, "http://") : NULL;
+    return pid;
+}
+
+static ledger_process start(const char *name, int chaos, const char *const *more)
+{
+    char line[128];
+    ledger_process ledger = {.pid = launch(name, chaos, more, line, sizeof line)};
+    const char *address = strstr(line, "http://");
     ck_assert_msg(address != NULL, "it did not say its address but: %s", line);
     snprintf(ledger.address, sizeof ledger.address, "%.*s", (int)strcspn(address, "\n") - 1, address);
     return ledger;
+}
+
+int ledger_refuses(const char *const *more)
+{
+    char line[128];
+    ledger_process ledger = {.pid = launch("guard-ledger", 1, more, line, sizeof line)};
+    ck_assert_msg(line[0] == '\0', "it serves: %s", line);
+    return ledger_wait(&ledger);
 }
 
 ledger_process ledger_start(const char *const *more)

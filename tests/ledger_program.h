@@ -31,6 +31,9 @@ ledger_process ledger_start(const char *const *more);
 /* The same without --chaos: guard-ledger, or another program of demo/ that has its options. */
 ledger_process ledger_start_program(const char *name, const char *const *more);
 
+/* Starts it where it is to refuse: its exit status, which it says nothing before. Fails the test where it serves. */
+int ledger_refuses(const char *const *more);
+
 /* Sends the signal and waits: the exit status, or -SIGNAL. */
 int ledger_stop(ledger_process *ledger, int signal);
 

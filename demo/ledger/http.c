@@ -22,6 +22,7 @@
 #include <guard/guard_file.h>
 #include <guard/guard_mutex.h>
 
+#include "client.h"
 #include "json.h"
 #include "refusal.h"
 #include "service.h"
@@ -34,6 +35,7 @@ struct http_server {
     pthread_cond_t changed;
     int under_way;
     int draining;
+    client_list clients;
 };
 
 const char *http_header(const http_request *request, const char *name)
@@ -44,6 +46,12 @@ const char *http_header(const http_request *request, const char *name)
 const char *http_parameter(const http_request *request, const char *name)
 {
     return MHD_lookup_connection_value(request->connection, MHD_GET_ARGUMENT_KIND, name);
+}
+
+static client *client_of(struct MHD_Connection *connection)
+{
+    const union MHD_ConnectionInfo *info = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
+    return info == NULL ? NULL : info->socket_context;
 }
 
 static int comes_from_here(struct MHD_Connection *connection)
@@ -133,6 +141,7 @@ static enum MHD_Result send_answer(http_server *server, http_request *r)
     if (draining) {
         MHD_add_response_header(response, "Connection", "close");
     }
+    client_wait(&server->clients, client_of(r->connection));
     enum MHD_Result queued = MHD_queue_response(r->connection, (unsigned)r->status, response);
     MHD_destroy_response(response);
     service_answered(r->status);
@@ -150,6 +159,8 @@ static http_request *request_begin(http_server *server, struct MHD_Connection *c
     r->connection = connection;
     r->type = "application/json";
     r->local = comes_from_here(connection);
+    const char *length = MHD_lookup_connection_value(connection, MHD_HEADER_KIND, "Content-Length");
+    r->declared = length == NULL ? 0 : strtoull(length, NULL, 10);
     pthread_mutex_lock(&server->lock);
     server->under_way++;
     r->late = server->draining;
@@ -176,7 +187,10 @@ static void request_end(void *arg, struct MHD_Connection *connection, void **sta
     pthread_mutex_unlock(&server->lock);
 }
 
-/* 0 when there is so much more than allowed that it is not worth reading. */
+/* More than that is not worth reading, even for an answer that the client sees in any case. */
+enum { HTTP_BODY_READ = 16 * HTTP_BODY };
+
+/* 0 when it is not worth reading. */
 static int gather(http_request *r, const char *data, size_t size)
 {
     r->too_large |= size > sizeof r->body - r->size;
@@ -184,7 +198,7 @@ static int gather(http_request *r, const char *data, size_t size)
         memcpy(r->body + r->size, data, size);
     }
     r->size += size;
-    return r->size <= (size_t)16 * HTTP_BODY;
+    return r->size <= HTTP_BODY_READ;
 }
 
 /* For the log, which takes no more than printable ASCII from a client. */
@@ -203,14 +217,22 @@ static enum MHD_Result on_request(void *arg, struct MHD_Connection *connection, 
     http_server *server = arg;
     http_request *r = *state;
     if (r == NULL) {
-        *state = request_begin(server, connection);
-        return *state != NULL ? MHD_YES : MHD_NO;
+        *state = r = request_begin(server, connection);
+        if (r == NULL) {
+            return MHD_NO;
+        }
+        if (r->declared <= HTTP_BODY_READ) {
+            client_wait(&server->clients, client_of(connection)); /* for the body */
+            return MHD_YES;
+        }
+        r->too_large = 1; /* answered unread, then libmicrohttpd closes the connection */
     }
     if (*size > 0) {
         int worth_reading = gather(r, data, *size);
         *size = 0;
         return worth_reading ? MHD_YES : MHD_NO;
     }
+    client_serve(&server->clients, client_of(connection));
     r->method = method;
     r->path = path;
     char what[64];
@@ -221,6 +243,18 @@ static enum MHD_Result on_request(void *arg, struct MHD_Connection *connection, 
         answer_failure(r, &failure);
     }
     return send_answer(server, r);
+}
+
+static void on_connection(void *arg, struct MHD_Connection *connection, void **context,
+                          enum MHD_ConnectionNotificationCode code)
+{
+    http_server *server = arg;
+    if (code == MHD_CONNECTION_NOTIFY_STARTED) {
+        *context = client_begin(&server->clients,
+                                MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd);
+    } else {
+        client_end(&server->clients, *context);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------ server -- */
@@ -252,19 +286,24 @@ static void read_address(const ledger_options *o, struct sockaddr_storage *addre
 http_server *http_open(guard_scope *scope, const ledger_options *options, http_handler *handler, void *arg)
 {
     http_server *server = guard_memory_allocate_array(scope, 1, sizeof *server, NULL);
-    *server = (http_server){
-        .handler = handler, .arg = arg, .lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+    *server = (http_server){.handler = handler,
+                            .arg = arg,
+                            .lock = PTHREAD_MUTEX_INITIALIZER,
+                            .changed = PTHREAD_COND_INITIALIZER,
+                            .clients = {PTHREAD_MUTEX_INITIALIZER, NULL, (int64_t)options->client_ms}};
     struct sockaddr_storage address;
     int six;
     read_address(options, &address, &six);
     guard_reserve(scope, 1);
     errno = 0;
-    server->daemon = MHD_start_daemon(
-        MHD_USE_THREAD_PER_CONNECTION | MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_POLL | MHD_USE_ITC |
-            (six ? MHD_USE_IPv6 : 0),
-        (uint16_t)options->port, NULL, NULL, on_request, server, MHD_OPTION_SOCK_ADDR, (struct sockaddr *)&address,
-        MHD_OPTION_NOTIFY_COMPLETED, request_end, server, MHD_OPTION_CONNECTION_LIMIT, (unsigned)HTTP_CONNECTIONS,
-        MHD_OPTION_CONNECTION_TIMEOUT, 30U, MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)32768, MHD_OPTION_END);
+    server->daemon = MHD_start_daemon(MHD_USE_THREAD_PER_CONNECTION | MHD_USE_INTERNAL_POLLING_THREAD | MHD_USE_POLL |
+                                          MHD_USE_ITC | (six ? MHD_USE_IPv6 : 0),
+                                      (uint16_t)options->port, NULL, NULL, on_request, server, MHD_OPTION_SOCK_ADDR,
+                                      (struct sockaddr *)&address, MHD_OPTION_NOTIFY_COMPLETED, request_end, server,
+                                      MHD_OPTION_NOTIFY_CONNECTION, on_connection, server, MHD_OPTION_CONNECTION_LIMIT,
+                                      (unsigned)HTTP_CONNECTIONS, MHD_OPTION_CONNECTION_TIMEOUT,
+                                      (unsigned)((options->client_ms + 999) / 1000), MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+                                      (size_t)32768, MHD_OPTION_END);
     if (server->daemon == NULL) {
         guard_panic_os("cannot listen on %s port %u", options->listen, (unsigned)options->port);
     }
@@ -282,6 +321,11 @@ static int nothing_under_way(void *arg)
 {
     const http_server *server = arg;
     return server->under_way == 0;
+}
+
+void http_tend(http_server *server)
+{
+    client_shut_late(&server->clients);
 }
 
 void http_drain(http_server *server, int64_t ms)

@@ -23,6 +23,7 @@ typedef struct http_request {
     const char *path;
     char body[HTTP_BODY];
     size_t size;
+    unsigned long long declared; /* its Content-Length */
     int too_large;
     int local; /* 1: it comes from this machine */
     int late;  /* 1: it began when the server was draining, on a connection that was there */
@@ -49,6 +50,9 @@ const char *http_parameter(const http_request *request, const char *name);
 /* Listens, for the scope. */
 http_server *http_open(guard_scope *scope, const ledger_options *options, http_handler *handler, void *arg);
 uint16_t http_port(const http_server *server);
+
+/* Ends connections whose client keeps the service waiting for too long. To be called now and then. */
+void http_tend(http_server *server);
 
 /* No new requests; waits for those under way, no longer than `ms`. */
 void http_drain(http_server *server, int64_t ms);

@@ -26,6 +26,9 @@
 /* After the requests were cancelled: what they have to roll back. */
 enum { ROLLBACK_MS = 5000 };
 
+/* How often it is looked for clients that are late. */
+enum { TEND_MS = 250 };
+
 typedef struct ledger_program {
     int argc;
     char **argv;
@@ -86,8 +89,10 @@ static void serve(const ledger_options *options)
     int six = strchr(options->listen, ':') != NULL;
     printf("guard-ledger: http://%s%s%s:%u/\n", six ? "[" : "", options->listen, six ? "]" : "", http_port(server));
     fflush(stdout);
+    const struct timespec pause = {.tv_nsec = TEND_MS * 1000000L};
     while (guard_cancel_signal() == 0) {
-        ppoll(NULL, 0, NULL, &waiting);
+        ppoll(NULL, 0, &pause, &waiting);
+        http_tend(server);
     }
     http_drain(server, (int64_t)options->drain_ms + ROLLBACK_MS);
 }

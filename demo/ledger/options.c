@@ -18,6 +18,8 @@ const char options_help[] =
     "  --log FILE        one JSON object a line is appended (default: standard error)\n"
     "  --seed N          make N accounts with 1000.00 each, where there are none\n"
     "  --request-ms N    a request that takes longer is rolled back (default: 2000)\n"
+    "  --client-ms N     a client that takes longer to send a request, or to take the answer, is cut off (default: "
+    "30000)\n"
     "  --drain-ms N      after SIGTERM, requests under way are rolled back when so much time passed (default: 5000)\n"
     "  --chaos           requests from this machine may ask for a fault, by the header X-Chaos:\n"
     "                    panic, null, debit, sleep or kill\n"
@@ -35,6 +37,7 @@ enum {
     OPTION_LOG,
     OPTION_SEED,
     OPTION_REQUEST_MS,
+    OPTION_CLIENT_MS,
     OPTION_DRAIN_MS,
     OPTION_CHAOS,
     OPTION_HELP,
@@ -48,6 +51,7 @@ static const struct option long_options[] = {{"db", required_argument, NULL, OPT
                                              {"log", required_argument, NULL, OPTION_LOG},
                                              {"seed", required_argument, NULL, OPTION_SEED},
                                              {"request-ms", required_argument, NULL, OPTION_REQUEST_MS},
+                                             {"client-ms", required_argument, NULL, OPTION_CLIENT_MS},
                                              {"drain-ms", required_argument, NULL, OPTION_DRAIN_MS},
                                              {"chaos", no_argument, NULL, OPTION_CHAOS},
                                              {"help", no_argument, NULL, OPTION_HELP},
@@ -78,6 +82,9 @@ static void take_option(ledger_options *o, int option, char **argv)
     case OPTION_REQUEST_MS:
         o->request_ms = command_line_number("--request-ms", optarg, 1, 3600000);
         break;
+    case OPTION_CLIENT_MS:
+        o->client_ms = command_line_number("--client-ms", optarg, 1, 3600000);
+        break;
     case OPTION_DRAIN_MS:
         o->drain_ms = command_line_number("--drain-ms", optarg, 1, 3600000);
         break;
@@ -105,6 +112,7 @@ ledger_options *options_read(guard_scope *scope, int argc, char **argv)
     o->port = 8080;
     o->receipts = "ledger-receipts";
     o->request_ms = 2000;
+    o->client_ms = 30000;
     o->drain_ms = 5000;
     opterr = 0;
     for (int option; o->action == ACTION_SERVE && (option = getopt_long(argc, argv, ":", long_options, NULL)) != -1;) {

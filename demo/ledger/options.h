@@ -24,6 +24,7 @@ typedef struct ledger_options {
     const char *log;      /* NULL: standard error */
     uint64_t seed;        /* accounts to make where there are none */
     uint64_t request_ms;  /* the deadline of a request */
+    uint64_t client_ms;   /* for a client to send a request, and to take the answer */
     uint64_t drain_ms;    /* after SIGTERM */
     int chaos;
 } ledger_options;

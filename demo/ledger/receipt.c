@@ -64,6 +64,8 @@ void receipt_mend_all(const char *folder, store *from)
     if (mkdir(folder, 0777) != 0 && errno != EEXIST) {
         guard_panic_os("%s cannot be made", folder);
     }
+    GUARD_AUTO(s);
+    guard_file_open_directory(s, folder, NULL); /* it may be something else */
     int64_t before = INT64_MAX;
     do {
         before = mend_list(folder, from, before);
