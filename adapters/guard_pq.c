@@ -11,201 +11,17 @@
  * Invariants
  *   - conn is NULL only when the program closed an adopted connection behind the guard's back.
  *   - flight is what is on the wire besides single statements; there is one at most.
- *   - The event procedure's instance data is the newest guard_pq around the connection, `outer` leads to the others (a function that
- *     adopts it may be called in the transaction of one that has): each sees every result, raw ones too.
- *   - There is no event procedure while the program does not have the raw connection: libpq copies its list for each result. All
- *     results are our own then, and pass guard_pq_get_result.
+ *   - A connection that the program does not have is in non-blocking mode all the time.
  */
 #include "guard_pq_internal.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <libpq-events.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-/* ------------------------------------------------------------------------------------------------ events -- */
-
-static int is_begin(const char *tag)
-{
-    return strcmp(tag, "BEGIN") == 0 || strcmp(tag, "START TRANSACTION") == 0;
-}
-
-/*
- * BEGIN inside a transaction sets its mode, as SET does, and the server warns; after the tag ROLLBACK without a warning it was ROLLBACK and no
- * ROLLBACK TO. Where we do not get the warnings, nobody knows.
- */
-static void watch_begin(guard_pq_transaction *t)
-{
-    if (t->begin == GUARD_PQ_SENT) {
-        t->begin = GUARD_PQ_BEGUN; /* our own */
-        return;
-    }
-    if (!t->warned && t->ended != GUARD_OPEN) {
-        t->ended = t->unwarned && !t->over ? GUARD_OPEN : t->ended;
-        t->over = 1;
-    }
-    t->warned = 0;
-    t->was_set = 1;
-}
-
-/* ROLLBACK TO has the tag ROLLBACK too, but needs a savepoint. Without one it was ROLLBACK, perhaps with AND CHAIN. */
-static void watch_tag(guard_pq_transaction *t, const char *tag)
-{
-    /* Of INSERT, UPDATE, DELETE and most others the first letter is enough. */
-    if (strchr("BCPRS", tag[0]) == NULL) {
-        return;
-    }
-    if (strcmp(tag, "COMMIT") == 0) {
-        t->ended = GUARD_COMMITTED;
-        t->over = 1;
-    } else if (strcmp(tag, "PREPARE TRANSACTION") == 0) {
-        t->ended = GUARD_PREPARED;
-        t->over = 1;
-    } else if (strcmp(tag, "ROLLBACK") == 0 && t->ended == GUARD_OPEN) {
-        t->ended = GUARD_ROLLED_BACK;
-        t->over = !t->savepoints;
-    } else if (strcmp(tag, "SAVEPOINT") == 0) {
-        t->savepoints = 1;
-    } else if (is_begin(tag)) {
-        watch_begin(t);
-    } else if (strcmp(tag, "SET") == 0 || strcmp(tag, "RESET") == 0) {
-        t->was_set = 1;
-    }
-}
-
-/* Every result of a transaction's statements, also of those that the program runs with libpq itself. */
-static void watch_result(guard_pq *pq, const PGresult *result)
-{
-    guard_pq_transaction *t = &pq->t;
-    const char *text;
-    switch (PQresultStatus(result)) {
-    case PGRES_FATAL_ERROR:
-        text = PQresultErrorField(result, PG_DIAG_SQLSTATE);
-        if (text != NULL && strcmp(text, "25P02") != 0) {
-            guard_pq_error_result(pq->conn, result, &t->error);
-            t->has_error = 1;
-        }
-        break;
-    case PGRES_COMMAND_OK:
-        watch_tag(t, PQcmdStatus((PGresult *)(uintptr_t)result));
-        break;
-    default:
-        break;
-    }
-}
-
-/* Another session, perhaps on another server. */
-static void watch_reset(guard_pq *pq)
-{
-    pq->wire = guard_pq_wire_new();
-    pq->primary = 0;
-    pq->marks.prepared = 0;
-    pq->t.ended = pq->t.may_be_over ? GUARD_OPEN : GUARD_ROLLED_BACK;
-    pq->t.over = 1;
-    pq->marks.id[0] = '\0';
-    pq->marks.checked = pq->home_known = pq->prepared_end = 0;
-    guard_pq_canceller_renew(pq->canceller, pq->conn);
-}
-
-static void watch(guard_pq *pq, PGresult *result)
-{
-    if (pq->marks.prepared && PQresultStatus(result) == PGRES_COMMAND_OK) {
-        guard_pq_marks_watch(pq, PQcmdStatus(result));
-    }
-    if (pq->session.tx != NULL) {
-        watch_result(pq, result);
-    }
-    if (pq->pool != NULL && PQresultStatus(result) == PGRES_COMMAND_OK) {
-        const char *tag = PQcmdStatus(result);
-        pq->unset |= strcmp(tag, "RESET") == 0 || strcmp(tag, "DISCARD ALL") == 0;
-    }
-}
-
-PGresult *guard_pq_get_result(guard_pq *pq)
-{
-    pq->seen = NULL;
-    PGresult *result = PQgetResult(pq->conn);
-    if (result != NULL && pq->seen != result) {
-        watch(pq, result);
-    }
-    return result;
-}
-
-static int on_event(PGEventId id, void *info, void *pass)
-{
-    (void)pass;
-    if (id == PGEVT_RESULTCREATE) {
-        const PGEventResultCreate *event = info;
-        for (guard_pq *pq = PQinstanceData(event->conn, on_event); pq != NULL; pq = pq->outer) {
-            watch(pq, event->result);
-            pq->seen = event->result;
-        }
-    } else if (id == PGEVT_CONNRESET) {
-        for (guard_pq *pq = PQinstanceData(((PGEventConnReset *)info)->conn, on_event); pq != NULL; pq = pq->outer) {
-            watch_reset(pq);
-        }
-    } else if (id == PGEVT_CONNDESTROY) {
-        for (guard_pq *pq = PQinstanceData(((PGEventConnDestroy *)info)->conn, on_event); pq != NULL; pq = pq->outer) {
-            pq->conn = NULL;
-        }
-    }
-    return 1;
-}
-
-/*
- * A COMMIT that was cancelled while it waited for a standby is answered with a warning and then the tag COMMIT. The server's function
- * has the same name in every language. And what libpq takes for a notice while nothing is asked may be the server's last words, which
- * come before the end of the stream does. libpq's own receiver takes no argument.
- */
-static void on_notice(void *arg, const PGresult *notice)
-{
-    guard_pq *pq = arg;
-    const char *function = PQresultErrorField(notice, PG_DIAG_SOURCE_FUNCTION);
-    const char *severity = PQresultErrorField(notice, PG_DIAG_SEVERITY_NONLOCALIZED);
-    const char *sqlstate = PQresultErrorField(notice, PG_DIAG_SQLSTATE);
-    if (sqlstate != NULL && strcmp(sqlstate, "25001") == 0) {
-        for (guard_pq *each = pq->watched ? PQinstanceData(pq->conn, on_event) : pq; each != NULL; each = each->outer) {
-            each->t.warned = 1;
-        }
-    }
-    if (function != NULL && strcmp(function, "SyncRepWaitForLSN") == 0) {
-        pq->local_only = 1;
-    }
-    if (severity != NULL && (strcmp(severity, "FATAL") == 0 || strcmp(severity, "PANIC") == 0)) {
-        pq->cut = 1;
-    }
-    pq->receiver(NULL, notice);
-}
-
-/* An adopted connection may have the procedure from an earlier adoption. */
-static int watch_connection(guard_pq *pq)
-{
-    pq->outer = PQinstanceData(pq->conn, on_event);
-    pq->watched = PQsetInstanceData(pq->conn, on_event, pq) ||
-                  (PQregisterEventProc(pq->conn, on_event, "libguard", NULL) &&
-                   PQsetInstanceData(pq->conn, on_event, pq));
-    return pq->watched;
-}
-
-/* Two guards around one connection may end in any order. */
-static void unwatch_connection(guard_pq *pq)
-{
-    guard_pq *inner = PQinstanceData(pq->conn, on_event);
-    if (inner == pq) {
-        PQsetInstanceData(pq->conn, on_event, pq->outer);
-        return;
-    }
-    while (inner != NULL && inner->outer != pq) {
-        inner = inner->outer;
-    }
-    if (inner != NULL) {
-        inner->outer = pq->outer;
-    }
-}
 
 /* ------------------------------------------------------------------------------------------------ making -- */
 
@@ -268,7 +84,7 @@ static int wrap(guard_pq **made, PGconn *conn, int adopted, const guard_pq_optio
         free(pq);
         return guard_pq_error_conn(conn, error, "adopting a connection that is not open");
     }
-    if (pq == NULL || pq->canceller == NULL || (adopted && !watch_connection(pq))) {
+    if (pq == NULL || pq->canceller == NULL || (adopted && !guard_pq_watch_begin(pq))) {
         guard_pq_canceller_close(pq != NULL ? pq->canceller : NULL);
         free(pq);
         guard_error_set(error, GUARD_MEMORY, ENOMEM, "out of memory for a connection's guard");
@@ -326,7 +142,7 @@ guard_pq *guard_pq_make(const char *conninfo, const guard_pq_options *options, g
     guard_pq_keywords_close(&keywords);
     if (pq != NULL) {
         pq->opened_ms = guard_pq_now();
-        pq->receiver = PQsetNoticeReceiver(pq->conn, on_notice, pq);
+        pq->receiver = PQsetNoticeReceiver(pq->conn, guard_pq_watch_notice, pq);
         if (guard_pq_introduce(pq, deadline, error) != 0) {
             guard_pq_free(pq);
             pq = NULL;
@@ -345,7 +161,7 @@ guard_pq *guard_pq_make_around(PGconn *raw, const guard_pq_options *options, gua
 void guard_pq_free(guard_pq *pq)
 {
     if (pq->conn != NULL) {
-        unwatch_connection(pq);
+        guard_pq_watch_end(pq);
         if (!pq->adopted) {
             PQfinish(pq->conn);
         }
@@ -372,19 +188,35 @@ static __attribute__((noinline)) void set_nonblocking(guard_pq *pq)
     PQsetnonblocking(pq->conn, 1);
 }
 
-void guard_pq_call_begin(guard_pq *pq, guard_pq_call *call)
+static __attribute__((noinline)) void begin_watched(guard_pq *pq)
 {
-    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &call->cancel_state);
+    guard_pq_watch_wire(pq);
     if (pq->conn != NULL && !PQisnonblocking(pq->conn)) {
         set_nonblocking(pq);
     }
 }
 
-void guard_pq_call_end(guard_pq *pq, guard_pq_call *call)
+static __attribute__((noinline)) void end_watched(guard_pq *pq)
 {
+    guard_pq_watch_loss(pq);
     /* Not possible while something is unsent; then the next call sees to it. */
     if (pq->blocking && pq->conn != NULL && PQsetnonblocking(pq->conn, 0) == 0) {
         pq->blocking = 0;
+    }
+}
+
+void guard_pq_call_begin(guard_pq *pq, guard_pq_call *call)
+{
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &call->cancel_state);
+    if (GUARD_IMPL_UNLIKELY(pq->watched)) {
+        begin_watched(pq);
+    }
+}
+
+void guard_pq_call_end(guard_pq *pq, guard_pq_call *call)
+{
+    if (GUARD_IMPL_UNLIKELY(pq->watched)) {
+        end_watched(pq);
     }
     pthread_setcancelstate(call->cancel_state, NULL);
 }
@@ -574,7 +406,7 @@ PGconn *guard_pq_raw(guard_pq *pq)
     if (pq->session.tx != NULL && pq->t.begin == GUARD_PQ_UNBEGUN && pq->pid == guard_pq_process()) {
         guard_tx_refuse(&pq->session, GUARD_HERE);
     }
-    if (pq->conn != NULL && !pq->watched && !watch_connection(pq)) {
+    if (pq->conn != NULL && !pq->watched && !guard_pq_watch_begin(pq)) {
         guard_panic_in(GUARD_MEMORY, ENOMEM, "out of memory for looking after the program's own use of a connection");
     }
     return pq->conn;

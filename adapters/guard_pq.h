@@ -41,15 +41,16 @@
  *   End transactions by tx.h only. COMMIT, ROLLBACK AND CHAIN and the like in SQL of the program's own are seen by their answers: the
  *   outcome is theirs, with GUARD_NOTE_ENDED_ELSEWHERE, and what was opened after them is not touched. When such an answer is lost the
  *   outcome is IN_DOUBT, unless a probe finds it; and so it is on an adopted connection where BEGIN follows ROLLBACK, or ROLLBACK TO, after a
- *   savepoint. Three of them cannot be seen: COMMIT sent by libpq itself whose answer is lost (told as ROLLED_BACK); ROLLBACK AND CHAIN
+ *   savepoint. Of what the program sends by libpq itself nobody knows the text: where that was not answered when the connection was lost, or the
+ *   program has closed (PQfinish) or reset it in the transaction, it may have been COMMIT. Two of them cannot be seen: ROLLBACK AND CHAIN
  *   after a savepoint (taken for ROLLBACK TO); and, with client_min_messages above warning, a BEGIN that begins nothing after
  *   ROLLBACK TO (taken for one after ROLLBACK).
  *
  * COMMIT
  *
  *   COMMITTED    the server answered COMMIT with the tag COMMIT.
- *   ROLLED_BACK  it answered with an error or the tag ROLLBACK; or the connection was dead before COMMIT was sent; or it was
- *                resolved to that.
+ *   ROLLED_BACK  it answered with an error or the tag ROLLBACK; or the connection was dead before COMMIT was sent, with nothing on it that
+ *                may have been one; or it was resolved to that.
  *   The answer is lost (the wire, the server or the memory failed, or commit_ms passed): the outcome is found on a new
  *   connection within resolve_ms, or is IN_DOUBT and found later by guard_pq_resolve. What can be found depends on the marker:
  *
@@ -181,7 +182,7 @@ GUARD_API guard_pq *guard_pq_open_at(guard_scope *scope, const char *conninfo, c
 
 /*
  * Guards a connection that stays the caller's, until the scope closes: what was begun through the guard is then ended, and the
- * connection is as it was. If the program closes it before (PQfinish), the guard knows, and it is as if the wire were cut. Several
+ * connection is as it was. If the program closes it before (PQfinish), the guard knows, and an open transaction is in doubt. Several
  * guards may be around one connection, as where a function that guards its part is called inside another's transaction: a
  * transaction of the newer one is a savepoint of the older one's, and each sees all that is run.
  */
@@ -198,7 +199,8 @@ GUARD_API void guard_pq_close(guard_pq *pq);
 /*
  * libpq's connection, for what this header does not cover. It stays the guard's (or, adopted, the caller's). NULL once it is gone. One
  * that was opened here is in non-blocking mode: PQputCopyData and PQputCopyEnd may then return 0 (PQsetnonblocking).
- * From then on libpq tells the guard of each result (libpq-events), which makes each some 400 instructions dearer. Panics with
+ * From then on libpq tells the guard of each result (libpq-events), which makes each some 400 instructions dearer. A statement of a
+ * transaction that is lost on it is in doubt, see ERRORS: guard_pq_exec has none of that. Panics with
  * GUARD_MEMORY, where a BEGIN that was still to be sent (GUARD_PQ_BEGIN_WITH_FIRST) fails, and with GUARD_TX_OVER where it has failed: what
  * the program ran would run on its own.
  */
@@ -322,8 +324,8 @@ GUARD_API void guard_pq_stream_close(guard_pq_stream *stream);
 /* -------------------------------------------------------------------------------------------------- pipelines -- */
 
 /*
- * Statements sent without waiting for the answers (https://www.postgresql.org/docs/15/libpq-pipeline-mode.html). Send any number, then
- * read their answers in the same order. Where one fails, its guard_pq_pipeline_next panics, and the server skips the rest up to the
+ * Statements sent without waiting for the answers (https://www.postgresql.org/docs/15/libpq-pipeline-mode.html). Nothing else on the
+ * connection meanwhile. Send any number, then read their answers in the same order. Where one fails, its guard_pq_pipeline_next panics, and the server skips the rest up to the
  * next sync. Outside a transaction all between two syncs is one transaction. Left early it is synced and drained.
  */
 #define guard_pq_pipeline_open(scope, pq) guard_pq_pipeline_open_at((scope), (pq), GUARD_HERE)

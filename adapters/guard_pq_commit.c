@@ -361,9 +361,9 @@ static guard_outcome commit(guard_pq *pq, guard_result *result)
 {
     switch (guard_pq_status(pq)) {
     case GUARD_TX_LOST:
-        return pq->t.over          ? guard_pq_told_elsewhere(pq, result)
-               : pq->t.may_be_over ? guard_pq_lost_elsewhere(pq, result)
-                                   : died_before(pq, result);
+        return pq->t.over                 ? guard_pq_told_elsewhere(pq, result)
+               : guard_pq_may_be_over(pq) ? guard_pq_lost_elsewhere(pq, result)
+                                          : died_before(pq, result);
     case GUARD_TX_IDLE:
         return pq->t.begin == GUARD_PQ_UNBEGUN ? rolled_back(result, &pq->t.error)
                                                : guard_pq_told_elsewhere(pq, result);
@@ -375,7 +375,7 @@ static guard_outcome commit(guard_pq *pq, guard_result *result)
         return refuse(result);
     }
     if (guard_pq_is_dead(pq)) {
-        return pq->t.may_be_over ? guard_pq_lost_elsewhere(pq, result) : died_before(pq, result);
+        return guard_pq_may_be_over(pq) ? guard_pq_lost_elsewhere(pq, result) : died_before(pq, result);
     }
     if (PQtransactionStatus(pq->conn) == PQTRANS_INERROR) {
         take_back(pq);

@@ -38,11 +38,12 @@ void guard_pq_flight_abandon(const guard_pq_flight *flight, const char *what)
     if (pq == NULL) {
         return;
     }
-    pq->flight = NULL;
     if (guard_pq_disown_in_child(pq)) {
+        pq->flight = NULL;
         return;
     }
-    guard_pq_call_begin(pq, &call);
+    guard_pq_call_begin(pq, &call); /* the flight is still ours: what is on the wire is not the program's */
+    pq->flight = NULL;
     int at_rest = guard_pq_quiesce(pq, guard_pq_in(pq->options.rollback_ms));
     if (!at_rest) {
         guard_pq_cut(pq);

@@ -151,6 +151,8 @@ struct guard_pq {
     uint8_t local_only;        /* the server gave up waiting for its standbys */
     uint8_t message;           /* guard_pq_message.c: of the one on the wire; 0: there is none */
     uint8_t watched;           /* libpq tells on_event of every result: the program has the raw connection */
+    uint8_t lost;              /* seen in a call of ours, see guard_pq_watch.c */
+    uint8_t outside;           /* the program may have had something on the wire when the latest call of ours began */
     const PGresult *seen;      /* the latest that it told of */
     int64_t since;             /* guard_dump_clock; of a pool's: when it was taken */
     PQnoticeReceiver receiver; /* libpq's own, behind ours; only where we opened the connection */
@@ -203,6 +205,18 @@ typedef struct guard_pq_call {
 } guard_pq_call;
 void guard_pq_call_begin(guard_pq *pq, guard_pq_call *call);
 void guard_pq_call_end(guard_pq *pq, guard_pq_call *call);
+
+/* ------------------------------------------------------------------------------------------------- watch -- */
+
+/* libpq tells the guard of every result from now on: 1, or 0 when there is no memory. */
+int guard_pq_watch_begin(guard_pq *pq);
+/* Two guards around one connection may end in any order. */
+void guard_pq_watch_end(guard_pq *pq);
+/* libpq's notices (PQnoticeReceiver), of a connection that we opened. */
+void guard_pq_watch_notice(void *pq, const PGresult *notice);
+/* As a call of ours begins, and as it ends: whether the program may have something on the wire, and if that was lost. */
+void guard_pq_watch_wire(guard_pq *pq);
+void guard_pq_watch_loss(guard_pq *pq);
 
 /* ----------------------------------------------------------------------------------------------- connect -- */
 
@@ -378,6 +392,11 @@ int guard_pq_roll_back(guard_pq *pq, const char *sql, guard_pq_deadline deadline
 guard_outcome guard_pq_in_doubt(guard_pq *pq, const char *why, guard_result *result);
 /* The connection was lost with SQL on it that may have ended the transaction: resolved by a probe, else IN_DOUBT. */
 guard_outcome guard_pq_lost_elsewhere(guard_pq *pq, guard_result *result);
+/* Of a connection that is lost: what was on it may have ended the transaction. */
+static inline int guard_pq_may_be_over(const guard_pq *pq)
+{
+    return pq->t.may_be_over || pq->outside;
+}
 /* How a transaction that is not there any more has ended. */
 guard_outcome guard_pq_told_elsewhere(guard_pq *pq, guard_result *result);
 /* Forgets what was remembered of a transaction. */

@@ -38,29 +38,46 @@ int guard_pq_roll_back(guard_pq *pq, const char *sql, guard_pq_deadline deadline
     return 0;
 }
 
+/*
+ * A probe needs nothing of COMMIT's own message. A marker row would have been in it, and no COMMIT of ours was sent: that there is none
+ * says nothing about one of the program's.
+ */
+static void keep_probe_only(guard_pq *pq)
+{
+    if (pq->t.marker != GUARD_PQ_MARKER_PROBE) {
+        pq->t.marker = GUARD_PQ_MARKER_NONE;
+        pq->t.prepare_as = NULL;
+    }
+}
+
 guard_outcome guard_pq_told_elsewhere(guard_pq *pq, guard_result *result)
 {
     result->notes |= GUARD_NOTE_ENDED_ELSEWHERE;
     if (pq->t.ended != GUARD_OPEN) {
         return (guard_outcome)pq->t.ended;
     }
+    keep_probe_only(pq);
+    guard_pq_token_write(pq, "", result->token);
     guard_error_set(&result->error, GUARD_TX, GUARD_TX_IN_DOUBT,
                     "the transaction was ended by somebody, and libpq did not see how");
     result->has_error = 1;
     return GUARD_IN_DOUBT;
 }
 
-/*
- * A probe needs nothing of COMMIT's own message. A marker row would have been in it, and no COMMIT of ours was sent: that there is none
- * says nothing about one of the program's.
- */
 guard_outcome guard_pq_lost_elsewhere(guard_pq *pq, guard_result *result)
 {
-    if (pq->t.marker != GUARD_PQ_MARKER_PROBE) {
-        pq->t.marker = GUARD_PQ_MARKER_NONE;
-        pq->t.prepare_as = NULL;
+    int outside = pq->outside && !pq->t.may_be_over;
+    keep_probe_only(pq);
+    guard_outcome outcome = guard_pq_in_doubt(
+        pq,
+        outside ? "the program has used the connection by libpq itself, and what it sent last may have "
+                  "ended the transaction"
+                : "SQL of the program's own may have ended the transaction",
+        result);
+    if (outside && outcome == GUARD_IN_DOUBT) {
+        guard_pq_text(result->error.hint, sizeof(result->error.hint),
+                      "Of what is sent by guard_pq_exec the guard knows what it is; a probe finds the outcome.");
     }
-    guard_outcome outcome = guard_pq_in_doubt(pq, "SQL of the program's own may have ended the transaction", result);
     result->notes = (result->notes | GUARD_NOTE_ENDED_ELSEWHERE) & ~(uint32_t)GUARD_NOTE_NO_ROW_WRITTEN;
     return outcome;
 }
@@ -81,7 +98,7 @@ static guard_outcome rollback(guard_pq *pq, guard_result *result)
     if (at_rest && guard_pq_status(pq) == GUARD_TX_IDLE) {
         return guard_pq_told_elsewhere(pq, result);
     }
-    if (!at_rest && (pq->t.over || pq->t.may_be_over)) {
+    if (!at_rest && (pq->t.over || guard_pq_may_be_over(pq))) {
         guard_pq_cut(pq);
         return pq->t.over ? guard_pq_told_elsewhere(pq, result) : guard_pq_lost_elsewhere(pq, result);
     }

@@ -227,11 +227,10 @@ int guard_pq_may_end(guard_pq *pq, const char *sql, int one_statement)
     return guard_pq_sql_may_end(sql, backslashes_escape(pq), one_statement, pq->prepared_end);
 }
 
-/* The answer is lost: remembers whether the request may have ended the transaction. */
+/* The answer is lost: remembers whether the request may have ended the transaction, be it of another guard around the connection. */
 static void remember_lost(guard_pq *pq, const request *r)
 {
-    if (pq->session.tx != NULL && pq->t.begin != GUARD_PQ_UNBEGUN && pq->conn != NULL &&
-        guard_pq_status(pq) == GUARD_TX_LOST) {
+    if (pq->t.begin != GUARD_PQ_UNBEGUN && pq->conn != NULL && guard_pq_status(pq) == GUARD_TX_LOST) {
         pq->t.may_be_over |= r->sql != NULL ? guard_pq_may_end(pq, r->sql, r->params != NULL) : pq->prepared_end;
     }
 }

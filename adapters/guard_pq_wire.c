@@ -341,5 +341,9 @@ int guard_pq_quiesce(guard_pq *pq, guard_pq_deadline deadline)
     if (PQpipelineStatus(pq->conn) != PQ_PIPELINE_OFF && !drain_pipeline(pq, deadline)) {
         return 0;
     }
-    return PQtransactionStatus(pq->conn) != PQTRANS_ACTIVE || drain(pq, deadline);
+    if (PQtransactionStatus(pq->conn) == PQTRANS_ACTIVE && !drain(pq, deadline)) {
+        return 0;
+    }
+    pq->outside = 0; /* it was answered */
+    return 1;
 }
