@@ -164,11 +164,18 @@ static int is_lost(const guard_pq *pq)
     return pq->conn == NULL || pq->cut || PQstatus(pq->conn) == CONNECTION_BAD;
 }
 
+/* libpq takes rows: the server waits for them, whatever is to come behind. Of no row at all it takes none. */
+static int is_copying_in(PGconn *conn)
+{
+    return PQputCopyData(conn, NULL, 0) == 1;
+}
+
 /* A flight of ours has the wire to itself: the header asks for that. */
 void guard_pq_watch_wire(guard_pq *pq)
 {
     if (!pq->lost && !pq->cut) {
-        pq->outside = is_lost(pq) || (pq->flight == NULL && PQtransactionStatus(pq->conn) == PQTRANS_ACTIVE);
+        pq->outside = is_lost(pq) || (pq->flight == NULL && PQtransactionStatus(pq->conn) == PQTRANS_ACTIVE &&
+                                      !is_copying_in(pq->conn));
     }
 }
 

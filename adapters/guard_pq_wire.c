@@ -292,6 +292,7 @@ static int drain(guard_pq *pq, guard_pq_deadline deadline)
     do {
         step = PQstatus(pq->conn) == CONNECTION_BAD ? -1 : drain_step(pq, &d, deadline);
     } while (step > 0);
+    pq->outside &= step != 0; /* it was answered */
     if (step == 0 && d.ended_copy && !d.took_end && !is_in_step(pq, deadline)) {
         guard_pq_cut(pq); /* it looks at rest to whoever asks next */
         step = -1;
@@ -341,9 +342,6 @@ int guard_pq_quiesce(guard_pq *pq, guard_pq_deadline deadline)
     if (PQpipelineStatus(pq->conn) != PQ_PIPELINE_OFF && !drain_pipeline(pq, deadline)) {
         return 0;
     }
-    if (PQtransactionStatus(pq->conn) == PQTRANS_ACTIVE && !drain(pq, deadline)) {
-        return 0;
-    }
-    pq->outside = 0; /* it was answered */
-    return 1;
+    pq->outside &= PQtransactionStatus(pq->conn) == PQTRANS_ACTIVE; /* a pipeline was answered */
+    return PQtransactionStatus(pq->conn) != PQTRANS_ACTIVE || drain(pq, deadline);
 }

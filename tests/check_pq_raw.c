@@ -362,6 +362,17 @@ static void lose_open_copy(guard_tx *tx, void *arg)
     guard_panic(1, "the program gives up");
 }
 
+static void lose_copy_of_libpq(guard_tx *tx, void *arg)
+{
+    use *u = arg;
+    (void)tx;
+    insert_raw(u);
+    PGresult *result = PQexec(u->raw, "COPY t FROM STDIN; COMMIT");
+    ck_assert_int_eq(PQresultStatus(result), PGRES_COPY_IN);
+    PQclear(result);
+    wire_proxy_cut(u->proxy, u->wire, WIRE_FIN);
+}
+
 static void lose_savepoint(guard_tx *tx, void *arg)
 {
     GUARD_AUTO(s);
@@ -413,6 +424,7 @@ START_TEST(what_is_lost_while_nothing_of_the_programs_is_on_the_wire_is_rolled_b
                                      lose_idle,
                                      lose_copy,
                                      lose_open_copy,
+                                     lose_copy_of_libpq,
                                      lose_savepoint,
                                      lose_statement_of_another_guard,
                                      lose_statement_and_reset,

@@ -207,7 +207,7 @@ START_TEST(a_server_that_is_stopped_does_not_hold_a_rollback_past_its_deadline)
     int pids[3] = {server_pid(guard_pq_raw(pq)), server_postmaster(), 0};
     guard_tx *tx = guard_pq_begin(s, pq, &options);
     guard_pq_exec(NULL, pq, "INSERT INTO t VALUES (1)");
-    ck_assert(PQsendQuery(guard_pq_raw(pq), "SELECT pg_sleep(60)"));
+    guard_pq_stream_open(s, pq, "SELECT pg_sleep(60)", NULL);
     stop_processes(pids, SIGSTOP);
     int64_t begun = now_ms();
     int code = guard_run(call_rollback, tx, &error);
