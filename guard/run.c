@@ -180,7 +180,8 @@ _Unwind_Reason_Code guard_run_personality(int version, _Unwind_Action actions, _
 
 /*
  * The frame, downwards from the return address: the six registers that a callee must keep, then the border, from its last word to its first. The
- * stack is kept in %rbx. A panic jumps to guard_run_land with the border in %rdi and what guard_run returns in %eax.
+ * stack is kept in %rbx. A panic jumps to guard_run_land with the border in %rdi and what guard_run returns in %eax. It goes on by a jump: a `ret`
+ * would always be foretold wrongly, for the processor expects the returns of the frames that the panic left.
  */
 BARE int guard_run(guard_fn *fn __attribute__((unused)), void *arg __attribute__((unused)),
                    guard_error *out __attribute__((unused)))
@@ -269,7 +270,8 @@ BARE int guard_run(guard_fn *fn __attribute__((unused)), void *arg __attribute__
         "popq %r14\n\t"
         "popq %r15\n\t"
         "popq %rbp\n\t"
-        "ret");
+        "popq %rcx\n\t"
+        "jmp *%rcx");
 }
 
 #else
