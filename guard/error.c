@@ -52,7 +52,7 @@ static __attribute__((noinline)) void error_place_counted(guard_error *error, co
     guard_text_copy(error->function, sizeof error->function, place->function);
 }
 
-void guard_error_place(guard_error *error, const guard_place *place)
+static inline __attribute__((always_inline)) void error_put_place(guard_error *error, const guard_place *place)
 {
     error->line = place->line;
     if (GUARD_IMPL_LIKELY(place->name_length != 0 && place->name_length < sizeof error->file &&
@@ -62,6 +62,11 @@ void guard_error_place(guard_error *error, const guard_place *place)
     } else {
         error_place_counted(error, place);
     }
+}
+
+void guard_error_place(guard_error *error, const guard_place *place)
+{
+    error_put_place(error, place);
 }
 
 void guard_error_open(guard_error *error, int domain, int code)
@@ -181,7 +186,8 @@ void guard_error_copy(guard_error *to, const guard_error *from)
     error_copy_causes(to, from);
 }
 
-void guard_error_copy_message(guard_error *to, const guard_error *from, size_t message_size)
+/* The place after the message: copied before, it would be waited for. */
+void guard_error_copy_message(guard_error *to, const guard_error *from, size_t message_size, const guard_place *place)
 {
     error_clear(to);
     memcpy(to, from, offsetof(guard_error, sqlstate));
@@ -189,6 +195,7 @@ void guard_error_copy_message(guard_error *to, const guard_error *from, size_t m
     if (GUARD_IMPL_UNLIKELY(from->cause_count > 0)) {
         error_copy_causes(to, from);
     }
+    error_put_place(to, place);
 }
 
 /* --------------------------------------------------------------------------------------------- chaining -- */

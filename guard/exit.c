@@ -23,7 +23,7 @@ static __attribute__((noinline)) void unwind_scopes(guard_stack *stack)
     while (guard_scope_can_run(stack, stack->hot.top)) {
         guard_scope *scope = stack->hot.top;
         uint32_t count = 0;
-        guard_single_list(scope, GUARD_IMPL_IN_FRAME);
+        guard_single_list(scope);
         for (; scope->head != NULL; count++) {
             guard_record_run(stack, scope, NULL, true);
             guard_raise_held();

@@ -59,7 +59,7 @@ static void stack_inherit(guard_stack *stack)
     HELGRIND_TAKE(stack->hot.top, sizeof *stack->hot.top);
     for (guard_walk walk = guard_walk_open(stack); walk.scope != NULL; guard_walk_next(stack, &walk)) {
         HELGRIND_TAKE(walk.scope->outer, sizeof *walk.scope->outer);
-        guard_single_list(walk.scope, GUARD_IMPL_IN_FRAME);
+        guard_single_list(walk.scope);
         records_inherit(walk.scope->head);
     }
     records_inherit(stack->orphans.head);

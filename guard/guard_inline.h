@@ -42,8 +42,8 @@ struct guard_impl_stack {
 
 /*
  * A scope with one deferred function, GUARD_DEFER. It has no name and gives no ticket, so that its own close is mostly all that looks at it: while
- * the scope says SINGLE its list is empty, and of the record only the action, its argument and its place are set. Whatever else comes to it makes
- * them a record on the list first (guard_single_list).
+ * the scope says SINGLE its list is empty, and of the record only the action, its argument and its place are set. A panic runs it
+ * in the same way; whatever else comes to it makes them a record on the list first (guard_single_list).
  */
 typedef struct guard_impl_single {
     guard_scope scope; /* first */

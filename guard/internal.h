@@ -213,10 +213,9 @@ static inline guard_impl_record *guard_single_of(const guard_scope *scope)
 
 /*
  * Makes the function of a GUARD_DEFER a record on its scope's list, for who runs it or marks it. A frame that was passed by a foreign jump and
- * written over in part may have none: then there is nothing to run. `flags` are the record's: GUARD_IMPL_IN_FRAME, or 0 where it is run at once and
- * is given to no pool.
+ * written over in part may have none: then there is nothing to run.
  */
-static inline void guard_single_list(guard_scope *scope, uint32_t flags)
+static inline void guard_single_list(guard_scope *scope)
 {
     guard_impl_record *record = guard_single_of(scope);
     if (GUARD_IMPL_LIKELY(!(scope->flags & SCOPE_SINGLE))) {
@@ -225,7 +224,7 @@ static inline void guard_single_list(guard_scope *scope, uint32_t flags)
     if (record->action.fn != NULL && record->place != NULL) {
         record->next = NULL;
         record->scope = scope;
-        record->flags = flags;
+        record->flags = GUARD_IMPL_IN_FRAME;
         record->generation = 0;
         __atomic_signal_fence(__ATOMIC_RELEASE);
         scope->head = record;
@@ -680,10 +679,10 @@ struct guard_recovery {
     const void *target;        /* where it stops: that border, or a scope whose automatic close called the raiser */
     guard_scope *scope;        /* whose records it runs at the moment */
     const guard_trace *trace;  /* where it was raised, in a frame as alive as this one; NULL: not known */
-    size_t message_size;       /* with its NUL, of an error that has no text but its message; 0: not known */
-    guard_ran *ran;            /* where nobody will recover it; NULL otherwise */
-    bool in_kind;              /* it runs a kind's release: a panic from there is attached to this one */
-    bool recovering;           /* it runs a recovering defer */
+    size_t message_size; /* with its NUL, of an error without other texts, which are ended with its place; else 0 */
+    guard_ran *ran;      /* where nobody will recover it; NULL otherwise */
+    bool in_kind;        /* it runs a kind's release: a panic from there is attached to this one */
+    bool recovering;     /* it runs a recovering defer */
     bool recovered;
 };
 
@@ -700,7 +699,8 @@ extern int guard_trace_every __attribute__((visibility("hidden")));
  * Whether a panic's trace is to be looked at: with the default, one test of a word that no panic changes. An error that was traced keeps
  * its trace when it is raised again.
  */
-static inline bool guard_trace_is_wanted(const guard_stack *stack, const guard_error *error)
+static inline __attribute__((always_inline)) bool guard_trace_is_wanted(const guard_stack *stack,
+                                                                        const guard_error *error)
 {
     return GUARD_IMPL_UNLIKELY(__atomic_load_n(&guard_trace_every, __ATOMIC_RELAXED) > 0 || stack->border == NULL ||
                                error->trace != 0);
@@ -798,7 +798,17 @@ void guard_record_drop(guard_pool *pool, guard_impl_record *record);
 /* Whether the walk outwards comes to it. Its memory is not read before. */
 bool guard_scope_is_open(const guard_stack *stack, const guard_scope *scope);
 /* The scope has no records left, `count` were run: unlinks it; frees an owner. */
-void guard_scope_end(guard_stack *stack, guard_scope *scope, uint32_t count);
+static inline __attribute__((always_inline)) void guard_scope_end(guard_stack *stack, guard_scope *scope,
+                                                                  uint32_t count)
+{
+    stack->hot.top = scope->outer;
+    if (GUARD_IMPL_UNLIKELY(guard_scope_is_owner(scope))) {
+        guard_owner_free((guard_owner *)(void *)scope);
+    } else {
+        scope->stack = NULL;
+        guard_pool_freed(&stack->pool, count);
+    }
+}
 
 /* Makes the deferred function that the automatic close of `scope` called return to it. Returns where it cannot. */
 void guard_leave_resume(guard_stack *stack, const guard_scope *scope);
@@ -863,8 +873,8 @@ static inline const char *guard_path_end(const char *path)
 void guard_error_open(guard_error *error, int domain, int code);
 void guard_error_place(guard_error *error, const guard_place *place);
 void guard_error_copy(guard_error *to, const guard_error *from);
-/* The same for an error with no text but a message, of so many bytes with its NUL. */
-void guard_error_copy_message(guard_error *to, const guard_error *from, size_t message_size);
+/* The same for an error whose place is still to be written, and that has no text but a message, of so many bytes with its NUL. */
+void guard_error_copy_message(guard_error *to, const guard_error *from, size_t message_size, const guard_place *place);
 /* A message of one line that fits, of so many bytes with its NUL. */
 void guard_error_text(guard_error *error, const char *text, size_t size);
 /* Returns the size of the message with its NUL. */

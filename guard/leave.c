@@ -173,7 +173,7 @@ static inline __attribute__((always_inline)) void leave_loop(guard_stack *stack,
 {
     leave_room room;
     leave_state state __attribute__((cleanup(leave_end))) = {stack, scope, 0, 0};
-    guard_single_list(scope, GUARD_IMPL_IN_FRAME);
+    guard_single_list(scope);
     scope->flags |= SCOPE_LEAVING;
     for (guard_impl_record *record; (record = scope->head) != NULL;) {
         uint32_t flags = record->flags;
@@ -220,7 +220,7 @@ static int leave_adopt(guard_stack *stack, guard_scope *scope, const void *frame
     guard_scope *inner = stack->hot.top;
     for (; inner != scope && (uintptr_t)inner > (uintptr_t)frame && !guard_scope_is_owner(inner);
          inner = inner->outer) {
-        guard_single_list(inner, GUARD_IMPL_IN_FRAME);
+        guard_single_list(inner);
         guard_impl_record **tail = &inner->head;
         for (; *tail != NULL; tail = &(*tail)->next) {
             (*tail)->scope = scope;

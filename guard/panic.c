@@ -44,11 +44,39 @@ static const void *panic_target(const guard_stack *stack)
     return stack->border;
 }
 
-/* The place is written into the error only when somebody may read it: a panic that a border without `out` contains saves it. */
+/*
+ * What an error is raised with that has no text but a message: its place, and that the other texts are empty, is written when somebody may read
+ * them (panic_complete), or into a border's copy alone. GUARD_IMPL_STORED: gcc 12 joins the code and errno in a vector first, on which both wait.
+ */
+static inline __attribute__((always_inline)) void error_begin(guard_error *error, int domain, int code)
+{
+    error->domain = domain;
+    error->code = code != 0 ? code : -1;
+    GUARD_IMPL_STORED(error->code);
+    error->os_error = errno;
+    GUARD_IMPL_STORED(error->os_error);
+    error->trace = 0;
+    error->cause_count = 0;
+    error->cause_more = 0;
+    error->flags = 0;
+    error->reserved = 0;
+}
+
+static void error_complete(guard_error *error, const guard_place *place, size_t message_size)
+{
+    if (message_size != 0) {
+        error->sqlstate[0] = '\0';
+        error->detail[0] = '\0';
+        error->hint[0] = '\0';
+        error->constraint[0] = '\0';
+    }
+    guard_error_place(error, place);
+}
+
 static void panic_complete(guard_recovery *panic)
 {
     if (panic->place != NULL) {
-        guard_error_place(panic->error, panic->place);
+        error_complete(panic->error, panic->place, panic->message_size);
         panic->place = NULL;
     }
 }
@@ -88,6 +116,36 @@ static __attribute__((noinline)) bool panic_mend(guard_stack *stack, const guard
     return false;
 }
 
+/* After a deferred function: what it left behind. */
+static inline __attribute__((always_inline)) void panic_settle(guard_stack *stack, guard_recovery *panic)
+{
+    if (GUARD_IMPL_UNLIKELY(panic->recovered)) {
+        stack->panic = panic->prev;
+        guard_raise_held(); /* a new panic, from here on */
+    } else if (GUARD_IMPL_UNLIKELY(stack->held == HELD_WAITING)) {
+        panic_take_held(stack, panic, GUARD_ATTACHED);
+    }
+}
+
+/* The function of a GUARD_DEFER, which is never on a list that way; nor does anything come to be on its scope's meanwhile. */
+static inline __attribute__((always_inline)) void panic_run_single(guard_stack *stack, guard_recovery *panic,
+                                                                   guard_scope *scope, bool is_noted)
+{
+    const guard_impl_record *record = guard_single_of(scope);
+    guard_fn *fn = record->action.fn;
+    scope->flags = (scope->flags & ~SCOPE_SINGLE) | SCOPE_CLOSING | SCOPE_UNWINDING;
+    if (fn == NULL || record->place == NULL) {
+        return; /* its frame was written over in part */
+    }
+    if (is_noted) {
+        guard_impl_record shown = {.action = record->action, .arg = record->arg, .place = record->place};
+        guard_ran_note(panic->ran, &shown);
+    }
+    GUARD_IMPL_PROBE_DEFER(fn, record->arg, record->place);
+    guard_word_add(&stack->hot.ran, 1);
+    fn(record->arg);
+}
+
 /*
  * Runs the records of the scopes inside `end` in the name of the panic, and once it is recovered, in nobody's. `is_noted` is constant where this
  * is inlined: a panic that is caught pays nothing for the list that another's report has.
@@ -96,7 +154,6 @@ static inline __attribute__((always_inline)) void panic_run_scopes(guard_stack *
                                                                    const guard_scope *end, bool is_noted)
 {
     const guard_scope *inner = NULL;
-    guard_impl_record *nobody = NULL; /* whom the record of a GUARD_DEFER is given to */
     while (stack->hot.top != end) {
         guard_scope *scope = stack->hot.top;
         if (GUARD_IMPL_UNLIKELY(!guard_scope_can_run(stack, scope))) {
@@ -108,11 +165,11 @@ static inline __attribute__((always_inline)) void panic_run_scopes(guard_stack *
         uint32_t count = 0;
         inner = scope;
         panic->scope = scope;
-        guard_impl_record **free_list = guard_scope_pool(stack, scope)->free;
         if (scope->flags & SCOPE_SINGLE) {
-            guard_single_list(scope, 0);
-            free_list = &nobody;
+            panic_run_single(stack, panic, scope, is_noted);
+            panic_settle(stack, panic);
         }
+        guard_impl_record **free_list = guard_scope_pool(stack, scope)->free;
         scope->flags |= SCOPE_CLOSING | SCOPE_UNWINDING;
         for (guard_impl_record *record; (record = scope->head) != NULL; count++) {
             if (is_noted) {
@@ -123,12 +180,7 @@ static inline __attribute__((always_inline)) void panic_run_scopes(guard_stack *
             } else {
                 guard_record_run_other(stack, scope, panic->recovered ? NULL : panic, true);
             }
-            if (GUARD_IMPL_UNLIKELY(panic->recovered)) {
-                stack->panic = panic->prev;
-                guard_raise_held(); /* a new panic, from here on */
-            } else if (GUARD_IMPL_UNLIKELY(stack->held == HELD_WAITING)) {
-                panic_take_held(stack, panic, GUARD_ATTACHED);
-            }
+            panic_settle(stack, panic);
         }
         guard_scope_end(stack, scope, count);
     }
@@ -221,15 +273,12 @@ GUARD_NORETURN static void panic_land_border(guard_stack *stack, guard_recovery 
         PROBE_RECOVER(panic->error, "border");
         if (border->out != NULL) {
             if (GUARD_IMPL_LIKELY(panic->message_size != 0 && panic->place != NULL)) {
-                guard_error_copy_message(border->out, panic->error, panic->message_size);
+                guard_error_copy_message(border->out, panic->error, panic->message_size, panic->place);
             } else {
+                panic_complete(panic);
                 guard_error_copy(border->out, panic->error);
             }
             border->out->flags |= GUARD_ERROR_CAUGHT;
-            if (panic->place != NULL) {
-                /* Not before: the copy would wait for the bytes just written. */
-                guard_error_place(border->out, panic->place);
-            }
         }
         if (GUARD_IMPL_UNLIKELY(panic->trace != NULL)) {
             guard_trace_store(panic->trace, panic->error->trace);
@@ -379,23 +428,25 @@ void guard_impl_raise_held(void)
 /* -------------------------------------------------------------------------------------------- raising -- */
 
 /* Without memory for a stack nothing can have been registered and no border opened. */
-static __attribute__((noinline)) guard_stack *panic_stack_first(guard_error *error, const guard_place *place)
+static __attribute__((noinline)) guard_stack *panic_stack_first(guard_error *error, const guard_place *place,
+                                                                size_t message_size)
 {
     guard_stack *stack = guard_stack_make();
     if (stack == NULL) {
         if (place != NULL) {
-            guard_error_place(error, place);
+            error_complete(error, place, message_size);
         }
         guard_report_uncaught(error);
     }
     return stack;
 }
 
-static inline __attribute__((always_inline)) guard_stack *panic_begin(guard_error *error, const guard_place *place)
+static inline __attribute__((always_inline)) guard_stack *panic_begin(guard_error *error, const guard_place *place,
+                                                                      size_t message_size)
 {
     guard_stack *stack = guard_stack_own;
     if (GUARD_IMPL_UNLIKELY(stack == NULL)) {
-        stack = panic_stack_first(error, place);
+        stack = panic_stack_first(error, place, message_size);
     }
     guard_site_count(error, place);
     PROBE_PANIC(error, place);
@@ -405,21 +456,21 @@ static inline __attribute__((always_inline)) guard_stack *panic_begin(guard_erro
 void guard_impl_panic(const guard_place *place, int domain, int code, const char *format, ...)
 {
     guard_error error;
-    guard_error_open(&error, domain, code);
+    error_begin(&error, domain, code);
     va_list arguments;
     va_start(arguments, format);
     size_t size = guard_error_message(&error, format, arguments);
     va_end(arguments);
-    panic_raise(panic_begin(&error, place), &error, place, __builtin_return_address(0), size);
+    panic_raise(panic_begin(&error, place, size), &error, place, __builtin_return_address(0), size);
 }
 
 /* For a text of one line that fits and has no conversion. */
 void guard_impl_panic_text(const guard_place *place, int domain, int code, const char *text, size_t size)
 {
     guard_error error;
-    guard_error_open(&error, domain, code);
+    error_begin(&error, domain, code);
     guard_error_text(&error, text, size);
-    panic_raise(panic_begin(&error, place), &error, place, __builtin_return_address(0), size);
+    panic_raise(panic_begin(&error, place, size), &error, place, __builtin_return_address(0), size);
 }
 
 void guard_impl_panic_os(const guard_place *place, const char *format, ...)
@@ -435,7 +486,7 @@ void guard_impl_panic_os(const guard_place *place, const char *format, ...)
     snprintf(text, sizeof text, ": %s",
              strerrordesc_np(error.os_error) != NULL ? strerrordesc_np(error.os_error) : "unknown error");
     guard_text_copy(error.message + length, sizeof error.message - length, text);
-    guard_raise(panic_begin(&error, place), &error, place, __builtin_return_address(0));
+    guard_raise(panic_begin(&error, place, 0), &error, place, __builtin_return_address(0));
 }
 
 void guard_impl_panic_error(const guard_place *place, const guard_error *error)
@@ -449,7 +500,7 @@ void guard_impl_panic_error(const guard_place *place, const guard_error *error)
         copy.flags = (uint8_t)((copy.flags & ~GUARD_ERROR_CAUGHT) | GUARD_ERROR_REPANICKED);
     }
     place = copy.file[0] == '\0' ? place : NULL;
-    guard_raise(panic_begin(&copy, place), &copy, place, __builtin_return_address(0));
+    guard_raise(panic_begin(&copy, place, 0), &copy, place, __builtin_return_address(0));
 }
 
 void guard_raise_on(const guard_error *error)

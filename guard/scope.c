@@ -181,17 +181,6 @@ void guard_fail(guard_scope *scope)
 
 /* ----------------------------------------------------------------------------------------------- close -- */
 
-void guard_scope_end(guard_stack *stack, guard_scope *scope, uint32_t count)
-{
-    stack->hot.top = scope->outer;
-    if (guard_scope_is_owner(scope)) {
-        guard_owner_free((guard_owner *)(void *)scope);
-    } else {
-        scope->stack = NULL;
-        guard_pool_freed(&stack->pool, count);
-    }
-}
-
 bool guard_scope_is_open(const guard_stack *stack, const guard_scope *scope)
 {
     if (stack == NULL) {
