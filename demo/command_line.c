@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -17,6 +18,13 @@ void command_line_open_standard(void)
     } while (descriptor >= 0 && descriptor <= STDERR_FILENO);
     if (descriptor >= 0) {
         close(descriptor);
+    }
+}
+
+void command_line_flush(void)
+{
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        guard_panic_os("standard output cannot be written");
     }
 }
 

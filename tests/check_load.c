@@ -416,7 +416,7 @@ END_TEST
 START_TEST(a_table_or_database_that_is_missing_is_named_and_not_made)
 {
     write_file("f.csv", "a\n1\n");
-    load_expect_error(load_run("--db sqlite:t.db --into t f.csv"), 1, "t.db");
+    load_expect_error(load_run("--db sqlite:t.db --into t f.csv"), 1, "no database t.db (--schema FILE.sql makes it");
     ck_assert_int_ne(access("t.db", F_OK), 0);
     run_sql("t.db", "CREATE TABLE x (a); CREATE VIEW v AS SELECT * FROM x");
     load_expect_error(load_run("--db sqlite:t.db --into t f.csv"), 1, "no table \"t\"");
@@ -504,17 +504,24 @@ START_TEST(what_is_said_never_goes_into_a_file_that_took_a_closed_descriptor)
 }
 END_TEST
 
+static void expect_output_lost(const char *words)
+{
+    char command[8192];
+    snprintf(command, sizeof command, "%s/demo/guard-load %s > /dev/full 2> err", getenv("builddir"), words);
+    int status = system(command);
+    ck_assert_int_eq(WEXITSTATUS(status), 1);
+    ck_assert_ptr_nonnull(strstr(read_file("err"), "standard output cannot be written"));
+}
+
 START_TEST(output_that_cannot_be_written_fails_the_run_after_loading)
 {
     run_sql("t.db", TABLE);
     write_file("f.csv", "a\n1\n");
-    char command[8192];
-    snprintf(command, sizeof command, "%s/demo/guard-load --db sqlite:t.db --into t --json f.csv > /dev/full 2> err",
-             getenv("builddir"));
-    int status = system(command);
-    ck_assert_int_eq(WEXITSTATUS(status), 1);
-    ck_assert_ptr_nonnull(strstr(read_file("err"), "standard output cannot be written"));
+    expect_output_lost("--db sqlite:t.db --into t --json f.csv");
     ck_assert_str_eq(query("t.db", "SELECT a FROM t"), "1");
+    expect_output_lost("--db sqlite:t.db --into t --status");
+    expect_output_lost("--help");
+    expect_output_lost("--version");
 }
 END_TEST
 

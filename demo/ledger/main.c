@@ -105,9 +105,11 @@ static void run(void *arg)
     switch (options->action) {
     case ACTION_HELP:
         fputs(options_help, stdout);
+        command_line_flush();
         break;
     case ACTION_VERSION:
         printf("guard-ledger (libguard) %d.%d.%d\n", GUARD_VERSION_MAJOR, GUARD_VERSION_MINOR, GUARD_VERSION_PATCH);
+        command_line_flush();
         break;
     case ACTION_SERVE:
         serve(options);

@@ -52,9 +52,11 @@ static void run(void *arg)
     switch (options->action) {
     case ACTION_HELP:
         fputs(options_help, stdout);
+        command_line_flush();
         break;
     case ACTION_VERSION:
         printf("guard-load (libguard) %d.%d.%d\n", GUARD_VERSION_MAJOR, GUARD_VERSION_MINOR, GUARD_VERSION_PATCH);
+        command_line_flush();
         break;
     case ACTION_STATUS:
         show_status(options, driver);

@@ -48,9 +48,10 @@ static json_t *json_name(guard_scope *scope, const char *name)
 
 static void print_json(json_t *json)
 {
-    if (json_dumpf(json, stdout, JSON_COMPACT) != 0 || fputc('\n', stdout) == EOF || fflush(stdout) != 0) {
+    if (json_dumpf(json, stdout, JSON_COMPACT) != 0 || fputc('\n', stdout) == EOF) {
         guard_panic_os("standard output cannot be written");
     }
+    command_line_flush();
 }
 
 void report_totals(const load_totals *t, double seconds)
@@ -138,7 +139,5 @@ void report_status(const load_options *o, const target_driver *driver, load_targ
     } else if (status.shown == 0) {
         printf("nothing was loaded into table \"%s\"\n", table);
     }
-    if (fflush(stdout) != 0) {
-        guard_panic_os("standard output cannot be written");
-    }
+    command_line_flush();
 }

@@ -120,6 +120,10 @@ static load_target *sqlite_open(guard_scope *scope, const load_options *options)
     /* Without a schema there must be a table already: a name that is mistyped must not become a database. */
     int existing = options->schema == NULL || options->action != ACTION_LOAD;
     if (existing && access(options->database, F_OK) != 0) {
+        if (errno == ENOENT && options->action == ACTION_LOAD) {
+            guard_panic(EXIT_FAILED, "there is no database %s (--schema FILE.sql makes it and the table)",
+                        options->database);
+        }
         guard_panic_os("database %s", options->database);
     }
     guard_file_lock_beside(scope, options->database, &lock);
