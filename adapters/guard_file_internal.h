@@ -108,7 +108,7 @@ int guard_impl_file_create(int directory, const char *prefix, const char *suffix
 void guard_impl_file_random_name(const char *prefix, const char *suffix, char name[256]);
 
 /* Opens a file without a name in the directory, for update; -1 with errno where the file system has none
- * (file_no_tmpfile(errno)). */
+ * (guard_impl_file_no_unnamed(errno)). */
 int guard_impl_file_create_unnamed(int directory, mode_t mode);
 bool guard_impl_file_no_unnamed(int error);
 

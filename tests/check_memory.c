@@ -93,7 +93,6 @@ static void do_nothing(void *arg)
 typedef struct attempt {
     const form *form;
     unsigned free_records; /* left in the pool */
-    int on_owner;
 } attempt;
 
 static unsigned count_free(void)

@@ -406,7 +406,7 @@ START_TEST(a_thread_that_exits_gives_its_memory_back)
 }
 END_TEST
 
-/* ---------------------------------------------------------------------------------------------- guard_exit -- */
+/* --------------------------------------------------------------------------------------- guard_exit_thread -- */
 
 static void see_no_panic(guard_recovery *recovery, void *arg)
 {
