@@ -62,6 +62,7 @@ const bench_row bench_rows[] = {
      .is_counted = true,
      .us.program = GUARD,
      .them.program = "worker_cxx"},
+    {.row = "panic-10x10", .peer = "direct", .is_counted = true, .us.program = GUARD, .them.program = "worker_direct"},
     /* A defer among 100,000 costs what one among 50,000 does, and a little for the cache; twice as much would be quadratic. */
     {.row = "defers-100k", .peer = "self", .target = 1.25, .us.program = GUARD, .them = {GUARD, "defers-50k"}},
     {.row = "defers-100k", .peer = "go", .us.program = GUARD, .them.program = "worker_go"},

@@ -142,6 +142,34 @@ static uint64_t panic_1(uint64_t count)
     return sum;
 }
 
+static volatile int boom = 7; /* read each time, or the compiler knows what is returned */
+
+/* An error that is returned through ten frames, each of which has ten resources to give back. */
+static NOINLINE int panic_10x10_frame(uint64_t *sum, int depth)
+{
+    int code = depth > 1 ? panic_10x10_frame(sum, depth - 1) : boom;
+    bench_add(sum);
+    bench_add(sum);
+    bench_add(sum);
+    bench_add(sum);
+    bench_add(sum);
+    bench_add(sum);
+    bench_add(sum);
+    bench_add(sum);
+    bench_add(sum);
+    bench_add(sum);
+    return code;
+}
+
+static uint64_t panic_10x10(uint64_t count)
+{
+    uint64_t sum = 0;
+    for (uint64_t i = 0; i < count; i++) {
+        sum += (uint64_t)panic_10x10_frame(&sum, 10);
+    }
+    return sum;
+}
+
 /* The least a pool can do: what is free lies in an array under a mutex. */
 static uint64_t pool_take(uint64_t count)
 {
@@ -165,13 +193,8 @@ static uint64_t pool_take(uint64_t count)
 int main(int argc, char **argv)
 {
     static const bench_work works[] = {
-        {"scope-defer", scope_defer},
-        {"loop-defer", loop_defer},
-        {"scope-ten", scope_ten},
-        {"run-ok", run_ok},
-        {"panic-1", panic_1},
-        {"pool-take", pool_take},
-        {NULL, NULL},
+        {"scope-defer", scope_defer}, {"loop-defer", loop_defer},   {"scope-ten", scope_ten}, {"run-ok", run_ok},
+        {"panic-1", panic_1},         {"panic-10x10", panic_10x10}, {"pool-take", pool_take}, {NULL, NULL},
     };
     return bench_serve(argc, argv, works);
 }
