@@ -286,6 +286,7 @@ guard_sqlite *guard_sqlite_adopt_at(guard_scope *scope, sqlite3 *raw, const guar
     guard_sqlite *db = new_connection(options);
     db->raw = raw;
     db->adopted = 1;
+    db->proof_number = guard_sqlite_proof_number();
     note_file(db);
     if (is_parents_file(db)) {
         refuse_parents_file(db, place);

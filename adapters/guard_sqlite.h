@@ -30,7 +30,10 @@
  *
  *   A program with a sqlite3 handle of its own uses guard_sqlite_adopt, or guard_sqlite_transact_raw for one transaction. The
  *   handle is left as it was: its busy, progress, commit and rollback handlers and its settings are not touched, and no
- *   statement of ours stays behind.
+ *   statement of ours stays behind. In each transaction of such a handle there is a savepoint (guard_proof_N), by which the guard
+ *   knows at the end that it is still its own. In WAL mode SQLite copies each page that the transaction changes for it, beyond 64 KiB into a
+ *   temporary file: one row more takes a hundredth more time, 20,000 rows updated at once two fifths; new pages are not copied.
+ *   No transaction is begun while a statement of the handle that writes is in its middle (SQLITE_BUSY).
  *
  * ERRORS
  *
@@ -44,8 +47,8 @@
  *     through this library panics with GUARD_TX_OVER instead of running on its own.
  *   - COMMIT, END and ROLLBACK as SQL through this library are misuse, BEGIN is SQLite's error. Sent behind its back with the raw
  *     handle, the outcome is IN_DOUBT with GUARD_NOTE_ENDED_ELSEWHERE unless it is known. What the program then begins with the raw
- *     handle is its own: the guard does not end it. An adopted handle that is told COMMIT or ROLLBACK and then BEGIN, all
- *     behind the guard's back, is the one thing that it cannot see: there, it takes the new transaction for its own.
+ *     handle is its own: the guard does not end it. Of an adopted handle this is found out when the guard ends: until then its
+ *     statements run in what the program has begun.
  *
  * COMMIT
  *

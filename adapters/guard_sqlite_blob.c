@@ -123,7 +123,7 @@ int guard_sqlite_blob_size(guard_sqlite_blob *blob)
 void guard_sqlite_blob_read_at(guard_sqlite_blob *blob, void *data, int length, int offset, const guard_place *place)
 {
     if (check_blob(blob, place)) {
-        check_access(blob, guard_sqlite_call_blob_read(blob->raw, data, length, offset), place);
+        check_access(blob, guard_sqlite_call_blob_read(blob->db, blob->raw, data, length, offset), place);
     }
 }
 
@@ -131,7 +131,7 @@ void guard_sqlite_blob_write_at(guard_sqlite_blob *blob, const void *data, int l
                                 const guard_place *place)
 {
     if (check_blob(blob, place)) {
-        check_access(blob, guard_sqlite_call_blob_write(blob->raw, data, length, offset), place);
+        check_access(blob, guard_sqlite_call_blob_write(blob->db, blob->raw, data, length, offset), place);
     }
 }
 

@@ -37,6 +37,21 @@ static inline void call_close(guard_sqlite *db, call_guard *call)
     }
 }
 
+/* Around what may fail and take the transaction of an adopted handle back; before COMMIT more is known than this. */
+static inline void look_behind(guard_sqlite *db)
+{
+    if (db->has_version && !db->waiting && db->session.tx != NULL) {
+        guard_sqlite_look_for_commit(db);
+    }
+}
+
+static inline void look_after(guard_sqlite *db)
+{
+    if (db->adopted && !db->has_version && db->session.tx != NULL) {
+        guard_sqlite_note_version(db);
+    }
+}
+
 int guard_sqlite_progress(void *db)
 {
     (void)db;
@@ -57,7 +72,11 @@ int guard_sqlite_call_step_adopted(guard_sqlite *db, sqlite3_stmt *stmt)
 {
     call_guard call;
     call_open(db, &call);
+    if (!sqlite3_stmt_busy(stmt)) {
+        look_behind(db);
+    }
     int rc = sqlite3_step(stmt);
+    look_after(db);
     call_close(db, &call);
     return rc;
 }
@@ -71,7 +90,9 @@ int guard_sqlite_call_exec(guard_sqlite *db, const char *sql, guard_sqlite_row_f
 {
     call_guard call;
     call_open(db, &call);
+    look_behind(db);
     int rc = sqlite3_exec(db->raw, sql, row, arg, message);
+    look_after(db);
     call_close(db, &call);
     return rc;
 }
@@ -132,22 +153,26 @@ int guard_sqlite_call_blob_open(guard_sqlite *db, const char *table, const char 
                                 sqlite3_blob **blob)
 {
     int state = guard_foreign_open();
+    look_behind(db);
     int rc = sqlite3_blob_open(db->raw, "main", table, column, rowid, writable, blob);
+    look_after(db);
     guard_foreign_close(state);
     return rc;
 }
 
-int guard_sqlite_call_blob_read(sqlite3_blob *blob, void *data, int length, int offset)
+int guard_sqlite_call_blob_read(guard_sqlite *db, sqlite3_blob *blob, void *data, int length, int offset)
 {
     int state = guard_foreign_open();
+    look_behind(db);
     int rc = sqlite3_blob_read(blob, data, length, offset);
     guard_foreign_close(state);
     return rc;
 }
 
-int guard_sqlite_call_blob_write(sqlite3_blob *blob, const void *data, int length, int offset)
+int guard_sqlite_call_blob_write(guard_sqlite *db, sqlite3_blob *blob, const void *data, int length, int offset)
 {
     int state = guard_foreign_open();
+    look_behind(db);
     int rc = sqlite3_blob_write(blob, data, length, offset);
     guard_foreign_close(state);
     return rc;
@@ -194,7 +219,7 @@ int guard_sqlite_call_sql(guard_sqlite *db, const char *sql)
     return rc == SQLITE_DONE ? SQLITE_OK : rc;
 }
 
-static const char *control_sql(control which, char *text, size_t size)
+static const char *control_sql(const guard_sqlite *db, control which, char *text, size_t size)
 {
     static const char *const fixed[] = {
         "BEGIN IMMEDIATE",
@@ -209,6 +234,10 @@ static const char *control_sql(control which, char *text, size_t size)
     if (which < CONTROL_SAVEPOINT) {
         return fixed[which];
     }
+    if (which >= CONTROL_PROOF) {
+        snprintf(text, size, "%s guard_proof_%u", which == CONTROL_PROOF ? "SAVEPOINT" : "RELEASE", db->proof_number);
+        return text;
+    }
     int at = which - CONTROL_SAVEPOINT;
     snprintf(text, size, "%s guard_%d", verbs[at / SAVEPOINT_LEVELS], at % SAVEPOINT_LEVELS + 1);
     return text;
@@ -216,11 +245,11 @@ static const char *control_sql(control which, char *text, size_t size)
 
 int guard_sqlite_prepare_control(guard_sqlite *db, control which)
 {
-    char text[32];
+    char text[40];
     if (db->control[which] != NULL) {
         return SQLITE_OK;
     }
-    const char *sql = control_sql(which, text, sizeof(text));
+    const char *sql = control_sql(db, which, text, sizeof(text));
     int rc = guard_sqlite_call_prepare(db, sql, -1, SQLITE_PREPARE_PERSISTENT, &db->control[which], NULL);
     return rc == SQLITE_OK ? rc : sqlite3_extended_errcode(db->raw);
 }

@@ -103,6 +103,9 @@ void guard_sqlite_note_end(guard_sqlite *db, int rc)
 {
     if (db->session.tx != NULL && sqlite3_get_autocommit(db->raw) && may_end(rc)) {
         db->rolled_back = 1;
+        if ((rc & 0xff) != SQLITE_FULL && (rc & 0xff) != SQLITE_IOERR) {
+            guard_sqlite_look_for_commit(db); /* a function in the statement may have sent one */
+        }
     }
 }
 

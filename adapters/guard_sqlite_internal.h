@@ -23,8 +23,14 @@ typedef enum control {
     CONTROL_SAVEPOINT, /* + level - 1 */
     CONTROL_RELEASE = CONTROL_SAVEPOINT + SAVEPOINT_LEVELS,
     CONTROL_ROLLBACK_TO = CONTROL_RELEASE + SAVEPOINT_LEVELS,
-    CONTROL_COUNT = CONTROL_ROLLBACK_TO + SAVEPOINT_LEVELS
+    CONTROL_PROOF = CONTROL_ROLLBACK_TO + SAVEPOINT_LEVELS,
+    CONTROL_PROVE,
+    CONTROL_COUNT
 } control;
+
+/* guard_sqlite_proof.c: the savepoint that says whose an adopted handle's transaction is; what was found of it. */
+typedef enum proof { PROOF_NONE, PROOF_SET, PROOF_MAYBE } proof;
+typedef enum proved { PROVED_OURS, PROVED_OTHER, PROVED_NOTHING } proved;
 
 /* One wait for another connection. The clock is first read when there is something to wait for. */
 typedef struct busy_wait {
@@ -67,8 +73,12 @@ struct guard_sqlite {
     guard_sqlite_tx_options options;
     int has_options;         /* 0: they are all 0, the defaults */
     int rolled_back;         /* it is known that SQLite rolled it back */
-    int committed_elsewhere; /* SQL that we did not see committed, or tried to (opened connections) */
+    int committed_elsewhere; /* SQL that we did not see committed, or tried to, or may have (adopted handles) */
     int committing;          /* COMMIT is ours */
+    proof proof;             /* adopted handles, in a transaction that is not within one of the program's */
+    unsigned proof_number;   /* in the name of that savepoint */
+    unsigned version;        /* what its files had as the transaction got its lock */
+    int has_version;
     int has_first_error;
     guard_error first_error; /* of a statement in it, which the program may have swallowed */
     char marker_session[33]; /* empty until a marker is needed; a session left in doubt is retired */
@@ -116,8 +126,8 @@ int guard_sqlite_call_reset(sqlite3_stmt *stmt);
 int guard_sqlite_call_finalize(sqlite3_stmt *stmt);
 int guard_sqlite_call_blob_open(guard_sqlite *db, const char *table, const char *column, int64_t rowid, int writable,
                                 sqlite3_blob **blob);
-int guard_sqlite_call_blob_read(sqlite3_blob *blob, void *data, int length, int offset);
-int guard_sqlite_call_blob_write(sqlite3_blob *blob, const void *data, int length, int offset);
+int guard_sqlite_call_blob_read(guard_sqlite *db, sqlite3_blob *blob, void *data, int length, int offset);
+int guard_sqlite_call_blob_write(guard_sqlite *db, sqlite3_blob *blob, const void *data, int length, int offset);
 int guard_sqlite_call_blob_close(sqlite3_blob *blob);
 sqlite3_backup *guard_sqlite_call_backup_open(sqlite3 *to, sqlite3 *from);
 int guard_sqlite_call_backup_finish(sqlite3_backup *backup);
@@ -238,6 +248,17 @@ static inline int guard_sqlite_may_run(guard_sqlite *db, const guard_place *plac
 /* guard_sqlite_tx.c */
 extern const guard_tx_driver guard_sqlite_driver;
 int guard_sqlite_reset_writers(guard_sqlite *db);
+
+/* guard_sqlite_proof.c */
+unsigned guard_sqlite_proof_number(void);
+int guard_sqlite_prepare_proof(guard_sqlite *db, guard_error *error); /* 0, or its code with *error filled */
+int guard_sqlite_set_proof(guard_sqlite *db);
+void guard_sqlite_forget_proof(guard_sqlite *db); /* of a former transaction */
+proved guard_sqlite_prove(guard_sqlite *db, int *rc);
+proved guard_sqlite_prove_at_rollback(guard_sqlite *db);
+void guard_sqlite_note_version(guard_sqlite *db);
+/* Whether the transaction's beginning was committed behind us: committed_elsewhere. */
+void guard_sqlite_look_for_commit(guard_sqlite *db);
 
 /* guard_sqlite_doubt.c: what a failed COMMIT that left no transaction means; fills notes and token. */
 guard_outcome guard_sqlite_judge_commit(guard_sqlite *db, int rc, int wrote, guard_result *result);

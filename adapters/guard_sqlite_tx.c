@@ -9,6 +9,7 @@
  * That there is one does not prove that it is ours: SQL behind our back may have ended ours and begun another.
  *   - rolled_back: ours is gone for good, and what is open is the program's own; we leave it alone.
  *   - committed_elsewhere: part of ours may be committed; it is no longer told as rolled back.
+ * The hooks of an opened connection say so at once; an adopted handle is asked when the guard ends (guard_sqlite_proof.c).
  */
 #include "guard_sqlite_internal.h"
 
@@ -62,7 +63,7 @@ static int send_rollback(guard_sqlite *db)
  * COMMIT and ROLLBACK are prepared before BEGIN is run: ending a transaction must not need memory. The marker's
  * table is looked for by preparing its statement, so that a missing one is told now and not at COMMIT.
  */
-static int prepare_ends(guard_sqlite *db, guard_error *error)
+static inline __attribute__((always_inline)) int prepare_ends(guard_sqlite *db, guard_error *error)
 {
     int rc = SQLITE_OK;
     if (db->control[CONTROL_COMMIT] == NULL || db->control[CONTROL_ROLLBACK] == NULL) {
@@ -78,10 +79,22 @@ static int prepare_ends(guard_sqlite *db, guard_error *error)
     return db->options.marker == GUARD_SQLITE_MARKER_ROW ? guard_sqlite_prepare_marker(db, error) : 0;
 }
 
-static int driver_begin(void *connection, const void *options, guard_error *error)
+/* BEGIN failed, or what belongs behind it. */
+static int fail_begin(guard_sqlite *db, int rc, int32_t limit_ms, guard_error *error)
 {
-    guard_sqlite *db = connection;
-    set_options(db, options);
+    guard_sqlite_describe_error(db->raw, rc, "BEGIN", error);
+    if (GUARD_IMPL_UNLIKELY(!sqlite3_get_autocommit(db->raw))) {
+        send_rollback(db); /* a progress handler of the program's stopped BEGIN behind its end */
+    }
+    if (guard_sqlite_is_busy(rc)) {
+        snprintf(error->hint, sizeof(error->hint), "another connection held it for %d ms: raise busy_ms, or end it",
+                 (int)limit_ms);
+    }
+    return rc;
+}
+
+static inline __attribute__((always_inline)) int begin_any(guard_sqlite *db, guard_error *error)
+{
     int code = prepare_ends(db, error);
     if (GUARD_IMPL_UNLIKELY(code != 0)) {
         return code;
@@ -92,15 +105,27 @@ static int driver_begin(void *connection, const void *options, guard_error *erro
         start_tree(db);
         return 0;
     }
-    guard_sqlite_describe_error(db->raw, rc, "BEGIN", error);
-    if (GUARD_IMPL_UNLIKELY(!sqlite3_get_autocommit(db->raw))) {
-        send_rollback(db); /* a progress handler of the program's stopped BEGIN behind its end */
+    return fail_begin(db, rc, limit_ms, error);
+}
+
+static __attribute__((noinline)) int begin_adopted(guard_sqlite *db, guard_error *error)
+{
+    int rc = guard_sqlite_prepare_proof(db, error);
+    if (rc == SQLITE_OK) {
+        rc = begin_any(db, error);
     }
-    if (guard_sqlite_is_busy(rc)) {
-        snprintf(error->hint, sizeof(error->hint), "another connection held it for %d ms: raise busy_ms, or end it",
-                 (int)limit_ms);
+    if (rc != SQLITE_OK) {
+        return rc;
     }
-    return rc;
+    rc = guard_sqlite_set_proof(db);
+    return rc == SQLITE_OK ? 0 : fail_begin(db, rc, 0, error);
+}
+
+static int driver_begin(void *connection, const void *options, guard_error *error)
+{
+    guard_sqlite *db = connection;
+    set_options(db, options);
+    return GUARD_IMPL_UNLIKELY(db->adopted) ? begin_adopted(db, error) : begin_any(db, error);
 }
 
 /* ------------------------------------------------------------------------------------------------- commit */
@@ -223,7 +248,7 @@ static guard_outcome fail_marker(guard_sqlite *db, int rc, guard_result *result)
 }
 
 /* SQLite need not be asked where nothing can stand on a row: nobody but us steps statements, and none of ours does. */
-static int has_reader(guard_sqlite *db)
+static inline __attribute__((always_inline)) int has_reader(guard_sqlite *db)
 {
     if (GUARD_IMPL_LIKELY(!(db->raw_given | db->adopted) && (db->reading | db->calls) == 0 && db->blobs == NULL &&
                           db->backups_from == NULL && db->functions == NULL)) {
@@ -232,12 +257,8 @@ static int has_reader(guard_sqlite *db)
     return sqlite3_txn_state(db->raw, NULL) != SQLITE_TXN_NONE;
 }
 
-static guard_outcome driver_commit(void *connection, guard_result *result)
+static inline __attribute__((always_inline)) guard_outcome commit_ours(guard_sqlite *db, guard_result *result)
 {
-    guard_sqlite *db = connection;
-    if (GUARD_IMPL_UNLIKELY(sqlite3_get_autocommit(db->raw) || db->rolled_back)) {
-        return tell_end(db, result);
-    }
     int wrote = may_have_written(db);
     if (db->options.marker == GUARD_SQLITE_MARKER_ROW && wrote) {
         int rc = guard_sqlite_write_marker(db);
@@ -260,6 +281,53 @@ static guard_outcome driver_commit(void *connection, guard_result *result)
     return GUARD_COMMITTED;
 }
 
+/* The proof is gone, and the transaction is there: without a new one it is taken back, where that can be. */
+static guard_outcome prove_anew(guard_sqlite *db, guard_result *result)
+{
+    guard_error later;
+    int rc = guard_sqlite_set_proof(db);
+    if (rc == SQLITE_OK) {
+        return GUARD_OPEN;
+    }
+    guard_sqlite_describe_error(db->raw, rc, "SAVEPOINT", &later);
+    guard_error_attach(&result->error, &later, GUARD_ATTACHED);
+    send_rollback(db);
+    if (sqlite3_get_autocommit(db->raw)) {
+        return tell_rollback(db, result);
+    }
+    db->proof = PROOF_MAYBE;
+    return GUARD_OPEN;
+}
+
+/* Where the transaction is not plainly ours. */
+static __attribute__((noinline)) guard_outcome commit_if_ours(guard_sqlite *db, guard_result *result)
+{
+    int rc;
+    if (sqlite3_get_autocommit(db->raw) || db->rolled_back) {
+        return tell_end(db, result);
+    }
+    proved found = guard_sqlite_prove(db, &rc);
+    if (found == PROVED_OTHER) {
+        return tell_end(db, result);
+    }
+    if (found == PROVED_NOTHING) {
+        guard_sqlite_describe_error(db->raw, rc, "COMMIT", &result->error);
+        result->has_error = 1;
+        return GUARD_OPEN;
+    }
+    guard_outcome outcome = commit_ours(db, result);
+    return outcome == GUARD_OPEN && db->proof == PROOF_NONE ? prove_anew(db, result) : outcome;
+}
+
+static guard_outcome driver_commit(void *connection, guard_result *result)
+{
+    guard_sqlite *db = connection;
+    if (GUARD_IMPL_UNLIKELY((sqlite3_get_autocommit(db->raw) | db->rolled_back | (int)db->proof) != 0)) {
+        return commit_if_ours(db, result);
+    }
+    return commit_ours(db, result);
+}
+
 /*
  * Where ROLLBACK fails and the transaction is still there, nothing of it is kept on a connection of our own: it is poisoned,
  * so that no COMMIT is ever sent, and closing it rolls back. An adopted handle may still be told anything.
@@ -267,6 +335,9 @@ static guard_outcome driver_commit(void *connection, guard_result *result)
 static guard_outcome driver_rollback(void *connection, guard_result *result)
 {
     guard_sqlite *db = connection;
+    if (GUARD_IMPL_UNLIKELY(db->proof != PROOF_NONE) && guard_sqlite_prove_at_rollback(db) == PROVED_OTHER) {
+        return tell_rollback(db, result);
+    }
     int rc = send_rollback(db);
     if (GUARD_IMPL_LIKELY(sqlite3_get_autocommit(db->raw))) {
         return tell_rollback(db, result);
@@ -301,6 +372,7 @@ static int driver_savepoint(void *connection, const guard_tx_savepoint *savepoin
     if (GUARD_IMPL_UNLIKELY(savepoint->in_foreign && savepoint->level == 1)) {
         set_options(db, NULL);
         start_tree(db);
+        guard_sqlite_forget_proof(db);
     }
     int rc = run_savepoint(db, CONTROL_SAVEPOINT, "SAVEPOINT", savepoint);
     return GUARD_IMPL_LIKELY(rc == SQLITE_OK) ? 0 : fail_savepoint(db, rc, "SAVEPOINT", error);

@@ -66,6 +66,8 @@ static void arm(unsigned long n, bool on)
 typedef struct scenario {
     const char *path;
     int marker;
+    bool adopts;
+    bool replaces;
     guard_outcome outcome;
     guard_result result;
 } scenario;
@@ -99,6 +101,25 @@ static void open_and_transact(void *arg)
     run->outcome = guard_sqlite_transact(db, insert_rows, NULL, &options, &run->result);
 }
 
+static void insert_and_replace(guard_tx *tx, void *raw)
+{
+    insert_rows(tx, NULL);
+    sqlite3_exec(raw, "COMMIT; BEGIN", NULL, NULL, NULL);
+}
+
+/* On a handle of the program's, which ends the transaction behind the guard's back and begins another. */
+static void adopt_and_transact(void *arg)
+{
+    scenario *run = arg;
+    sqlite3 *raw = NULL;
+    if (sqlite3_open(run->path, &raw) == SQLITE_OK &&
+        sqlite3_exec(raw, "PRAGMA synchronous = OFF", NULL, NULL, NULL) == SQLITE_OK) {
+        run->outcome = guard_sqlite_transact_raw(raw, run->replaces ? insert_and_replace : insert_rows, raw, NULL,
+                                                 &run->result);
+    }
+    sqlite3_close(raw);
+}
+
 static void look(const scenario *run, unsigned long n)
 {
     long long rows = database_number(run->path, COUNT);
@@ -125,30 +146,34 @@ static const char *new_file(const char *journal)
 }
 
 /* Returns how many allocations there were. */
-static unsigned long fail_each(const char *journal, int marker, bool on)
+static unsigned long fail_each_of(scenario run, bool on)
 {
-    scenario run = {.path = new_file(journal), .marker = marker};
     guard_error error;
     sqlite3_int64 used = sqlite3_memory_used();
     for (unsigned long n = 1;; n++) {
         run.outcome = GUARD_OPEN;
         arm(n, on);
-        int told = guard_run(open_and_transact, &run, &error);
+        int told = guard_run(run.adopts ? adopt_and_transact : open_and_transact, &run, &error);
         bool was_hit = hit;
         arm(0, false);
         ck_assert_msg(told == 0 || (error.domain == GUARD_SQLITE && (error.code & 0xff) != 0), "n %lu: %s %d: %s", n,
                       guard_domain_name(error.domain), error.code, error.message);
-        if (told != 0 && run.outcome == GUARD_OPEN) {
+        if ((told != 0 || run.adopts) && run.outcome == GUARD_OPEN) {
             run.outcome = GUARD_ROLLED_BACK; /* it could not be opened */
         }
         look(&run, n);
         ck_assert_msg(sqlite3_memory_used() == used, "n %lu: %lld bytes of SQLite's are left", n,
                       (long long)(sqlite3_memory_used() - used));
         if (!was_hit) {
-            ck_assert_int_eq(run.outcome, GUARD_COMMITTED);
+            ck_assert_int_eq(run.outcome, run.replaces ? GUARD_IN_DOUBT : GUARD_COMMITTED);
             return n - 1;
         }
     }
+}
+
+static unsigned long fail_each(const char *journal, int marker, bool on)
+{
+    return fail_each_of((scenario){.path = new_file(journal), .marker = marker}, on);
 }
 
 START_TEST(any_failing_allocation_of_sqlite_leaves_a_true_outcome_with_a_journal)
@@ -176,6 +201,16 @@ START_TEST(memory_that_stays_away_leaves_a_true_outcome_in_wal_mode)
 {
     install();
     ck_assert_uint_gt(fail_each("wal", GUARD_SQLITE_MARKER_OFF, true), 30);
+}
+END_TEST
+
+START_TEST(any_failing_allocation_leaves_a_true_outcome_on_an_adopted_handle)
+{
+    install();
+    for (int i = 0; i < 8; i++) {
+        scenario run = {.path = new_file(i & 1 ? "wal" : "delete"), .adopts = true, .replaces = (i & 2) != 0};
+        ck_assert_uint_gt(fail_each_of(run, (i & 4) != 0), 30);
+    }
 }
 END_TEST
 
@@ -237,6 +272,7 @@ int main(void)
         any_failing_allocation_of_sqlite_leaves_a_true_outcome_in_wal_mode,
         memory_that_stays_away_leaves_a_true_outcome_with_a_journal,
         memory_that_stays_away_leaves_a_true_outcome_in_wal_mode,
+        any_failing_allocation_leaves_a_true_outcome_on_an_adopted_handle,
         any_failing_allocation_of_the_library_leaves_a_true_outcome_and_gives_all_back,
         a_transaction_allocates_nothing_of_the_librarys_once_warm,
     };
