@@ -271,7 +271,8 @@ struct guard_scope {
 /*
  * GUARD_AUTO(s) declares `guard_scope *s`, open, for the enclosing block. However the block is left (its end, return,
  * break, goto, a panic, a C++ exception or pthread_cancel where the code is built with -fexceptions), the
- * deferred functions of s run, newest first. Jumping into the block past the declaration is misuse, and noticed at the end.
+ * deferred functions of s run, newest first. Jumping into the block past the declaration (a `goto out` from before it, a later `case`) is
+ * misuse, and noticed at the end; clang refuses it, gcc warns of it with -Wjump-misses-init.
  *
  * A close of this form cannot know whether the code returns or is being unwound by something else. So a panic raised by
  * one of its deferred functions is held while the rest of the scope runs and the code goes on. It is raised by the next call
