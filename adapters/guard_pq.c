@@ -406,8 +406,12 @@ PGconn *guard_pq_raw(guard_pq *pq)
     if (pq->session.tx != NULL && pq->t.begin == GUARD_PQ_UNBEGUN && pq->pid == guard_pq_process()) {
         guard_tx_refuse(&pq->session, GUARD_HERE);
     }
-    if (pq->conn != NULL && !pq->watched && !guard_pq_watch_begin(pq)) {
-        guard_panic_in(GUARD_MEMORY, ENOMEM, "out of memory for looking after the program's own use of a connection");
+    if (pq->conn != NULL && !pq->watched) {
+        if (!guard_pq_watch_begin(pq)) {
+            guard_panic_in(GUARD_MEMORY, ENOMEM,
+                           "out of memory for looking after the program's own use of a connection");
+        }
+        guard_pq_sign_now(pq);
     }
     return pq->conn;
 }

@@ -42,9 +42,11 @@
  *   outcome is theirs, with GUARD_NOTE_ENDED_ELSEWHERE, and what was opened after them is not touched. When such an answer is lost the
  *   outcome is IN_DOUBT, unless a probe finds it; and so it is on an adopted connection where BEGIN follows ROLLBACK, or ROLLBACK TO, after a
  *   savepoint. Of what the program sends by libpq itself nobody knows the text: where that was not answered when the connection was lost, or the
- *   program has closed (PQfinish) or reset it in the transaction, it may have been COMMIT. Two of them cannot be seen: ROLLBACK AND CHAIN
- *   after a savepoint (taken for ROLLBACK TO); and, with client_min_messages above warning, a BEGIN that begins nothing after
- *   ROLLBACK TO (taken for one after ROLLBACK).
+ *   program has closed (PQfinish) or reset it in the transaction, it may have been COMMIT. ROLLBACK AND CHAIN after a savepoint, which is
+ *   answered as ROLLBACK TO is, is told by the text, or by a setting that the transaction bears where the program has the connection: COMMIT
+ *   then takes back what came after it too. Where that cannot be (RESET ALL, or the connection was first asked for while the transaction was
+ *   aborted) any ROLLBACK TO of libpq's leads to ROLLED_BACK. One of them cannot be seen: with client_min_messages above warning, a BEGIN that
+ *   begins nothing, after ROLLBACK TO by libpq itself or in the same text (taken for one after ROLLBACK).
  *
  * COMMIT
  *
@@ -199,7 +201,8 @@ GUARD_API void guard_pq_close(guard_pq *pq);
 /*
  * libpq's connection, for what this header does not cover. It stays the guard's (or, adopted, the caller's). NULL once it is gone. One
  * that was opened here is in non-blocking mode: PQputCopyData and PQputCopyEnd may then return 0 (PQsetnonblocking).
- * From then on libpq tells the guard of each result (libpq-events), which makes each some 400 instructions dearer. A statement of a
+ * From then on libpq tells the guard of each result (libpq-events), which makes each some 400 instructions dearer, and each transaction begins
+ * with SET LOCAL guard.transaction, 1,900 more; in one that is open the first call waits for that, no longer than statement_ms. A statement of a
  * transaction that is lost on it is in doubt, see ERRORS: guard_pq_exec has none of that. Panics with
  * GUARD_MEMORY, where a BEGIN that was still to be sent (GUARD_PQ_BEGIN_WITH_FIRST) fails, and with GUARD_TX_OVER where it has failed: what
  * the program ran would run on its own.

@@ -28,7 +28,7 @@ void guard_pq_transaction_clear(guard_pq *pq)
     t->retry = 0;
     t->ended = GUARD_OPEN;
     t->begin = GUARD_PQ_BEGUN;
-    t->over = t->was_set = t->savepoints = t->may_be_over = t->warned = 0;
+    t->over = t->was_set = t->savepoints = t->may_be_over = t->may_chain = t->has_sign = t->sign_inside = t->warned = 0;
     t->unwarned = pq->adopted;
 }
 
@@ -107,7 +107,7 @@ static int begin_marker(guard_pq *pq, guard_error *error)
 /* BEGIN and what belongs to it. */
 typedef struct beginning {
     unsigned count;
-    const char *statements[3];
+    const char *statements[4];
     char begin[80];
     char lock[64];
 } beginning;
@@ -127,10 +127,15 @@ static const char *begin_sql(const guard_pq_transaction *t, char *sql, size_t si
     return sql;
 }
 
-static void compose(const guard_pq_transaction *t, beginning *b)
+static void compose(guard_pq *pq, beginning *b)
 {
+    guard_pq_transaction *t = &pq->t;
     b->count = 0;
     b->statements[b->count++] = begin_sql(t, b->begin, sizeof(b->begin));
+    if (GUARD_IMPL_UNLIKELY(pq->watched) && (b->statements[b->count] = guard_pq_sign_sql(pq)) != NULL) {
+        b->count++;
+        t->has_sign = 1;
+    }
     if (t->durable) {
         b->statements[b->count++] = "SELECT set_config('synchronous_commit', 'on', true) "
                                     "WHERE current_setting('synchronous_commit') = 'off'";
@@ -152,16 +157,17 @@ static void look_at_promotion(guard_pq *pq)
 static int send_alone(guard_pq *pq, guard_error *error)
 {
     char text[GUARD_PQ_SQL_MAX];
-    const char *sql = text;
     beginning b;
-    compose(&pq->t, &b);
-    if (b.count == 1) {
-        sql = b.statements[0];
-    } else {
-        snprintf(text, sizeof(text), "%s; %s%s%s", b.statements[0], b.statements[1], b.count > 2 ? "; " : "",
-                 b.count > 2 ? b.statements[2] : "");
+    compose(pq, &b);
+    size_t length = 0;
+    for (unsigned i = 0; b.count > 1 && i < b.count; i++) {
+        size_t more = strlen(b.statements[i]);
+        memcpy(text + length, b.statements[i], more + 1);
+        length += more;
+        memcpy(text + length, "; ", sizeof("; "));
+        length += 2;
     }
-    int code = guard_pq_query(pq, sql, pq->options.statement_ms, NULL, error);
+    int code = guard_pq_query(pq, b.count > 1 ? text : b.statements[0], pq->options.statement_ms, NULL, error);
     look_at_promotion(pq);
     if (code != 0 && PQtransactionStatus(pq->conn) != PQTRANS_IDLE) {
         guard_error later;
@@ -237,7 +243,7 @@ void guard_pq_begin_or_panic(guard_pq *pq, const guard_place *place)
 int guard_pq_begin_open(guard_pq *pq, unsigned *statements)
 {
     beginning b;
-    compose(&pq->t, &b);
+    compose(pq, &b);
     pq->t.begin = GUARD_PQ_SENT;
     *statements = b.count;
     if (!guard_pq_message_open(pq)) {

@@ -384,6 +384,12 @@ static guard_outcome commit(guard_pq *pq, guard_result *result)
     if (guard_pq_is_unsent(pq)) {
         return commit_unsent(pq, result);
     }
+    guard_error error;
+    if (GUARD_IMPL_UNLIKELY(pq->t.ended != GUARD_OPEN) && guard_pq_sign_check(pq, &error) != 0) {
+        take_back(pq);
+        result->notes |= GUARD_NOTE_ENDED_ELSEWHERE;
+        return rolled_back(result, &error);
+    }
     return commit_open(pq, result);
 }
 

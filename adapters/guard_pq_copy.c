@@ -50,7 +50,7 @@ static int start(guard_pq *pq, const char *sql, ExecStatusType wanted, guard_err
     if (!PQsendQuery(pq->conn, sql)) {
         return guard_pq_error_conn(pq->conn, error, "sending a COPY");
     }
-    pq->t.may_be_over |= guard_pq_may_end(pq, sql, 0); /* behind the COPY, say */
+    guard_pq_remember_sent(pq, sql, 0); /* behind the COPY, say */
     if (guard_pq_await(pq->conn, guard_pq_in(ms))) {
         PGresult *result = guard_pq_get_result(pq);
         ExecStatusType status = PQresultStatus(result);

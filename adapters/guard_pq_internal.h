@@ -105,12 +105,15 @@ typedef struct guard_pq_transaction {
     int was_set;     /* a SET has been seen: read_only may not be so any more */
     int savepoints;  /* one may be open */
     int may_be_over; /* SQL was sent that may end it, and its answer is lost or not read yet */
+    int may_chain;   /* ROLLBACK AND CHAIN was sent, or something of that name */
+    int has_sign;    /* guard_pq_sign.c */
+    int sign_inside; /* it was set behind a savepoint */
     int warned;      /* the next BEGIN began nothing: there was a transaction */
     int unwarned;    /* the program has the connection's notices, so that this is not known */
     int has_error;   /* error is the latest that was not 25P02: what aborted the transaction, if it is aborted */
     int retry;       /* it was aborted by an error that running it again can help */
     int ended;       /* a guard_outcome but OPEN: somebody ended it with SQL of their own */
-    int over;        /* ended is certain: what may be open now is not ours */
+    int over; /* ended is certain: what may be open now is not ours. Else it is ROLLED_BACK, or it was ROLLBACK TO */
     guard_error error;
 } guard_pq_transaction;
 
@@ -165,8 +168,9 @@ struct guard_pq {
     guard_pq_session marks;
     guard_pq_home home;
     int home_known;
-    int prepared_end;  /* a prepared statement may end a transaction */
-    int prepared_else; /* a prepared statement is none of rows, see guard_pq_sql_is_of_rows */
+    int prepared_end;   /* a prepared statement may end a transaction */
+    int prepared_chain; /* one may be ROLLBACK AND CHAIN */
+    int prepared_else;  /* a prepared statement is none of rows, see guard_pq_sql_is_of_rows */
     int64_t changes;
     char context[256]; /* of the latest error */
     /* of a pool */
@@ -302,8 +306,10 @@ void guard_pq_count_changes(guard_pq *pq, const PGresult *result);
 int guard_pq_sql_may_end(const char *sql, int backslashes, int one_statement, int execute);
 /* 1 when the text is one of the statements that read and write rows and nothing else: no COPY, no end of a transaction. */
 int guard_pq_sql_is_of_rows(const char *sql);
-/* guard_pq_sql_may_end of what is sent on a connection. */
-int guard_pq_may_end(guard_pq *pq, const char *sql, int one_statement);
+/* 1 when a statement of the text is ROLLBACK AND CHAIN. */
+int guard_pq_sql_chains(const char *sql, int backslashes, int one_statement);
+/* Something was sent whose answers come one by one; sql NULL: a prepared statement. */
+void guard_pq_remember_sent(guard_pq *pq, const char *sql, int one_statement);
 extern const guard_kind guard_pq_result_kind;
 
 /* ----------------------------------------------------------------------------------------------- messages -- */
@@ -399,6 +405,13 @@ static inline int guard_pq_may_be_over(const guard_pq *pq)
 }
 /* How a transaction that is not there any more has ended. */
 guard_outcome guard_pq_told_elsewhere(guard_pq *pq, guard_result *result);
+#define GUARD_PQ_SIGN_SQL "SET LOCAL guard.transaction = 'open'"
+/* After the answer of a ROLLBACK that may have been ROLLBACK TO: 0 where the transaction is still ours, else an error's code. */
+int guard_pq_sign_check(guard_pq *pq, guard_error *error);
+/* What is sent with BEGIN where the program has the connection, NULL where it has not. */
+const char *guard_pq_sign_sql(guard_pq *pq);
+/* The program is about to get the connection, in the middle of a transaction. */
+void guard_pq_sign_now(guard_pq *pq);
 /* Forgets what was remembered of a transaction. */
 void guard_pq_transaction_clear(guard_pq *pq);
 /* The same, and then remembers the options (NULL: defaults). */

@@ -116,7 +116,7 @@ static void send_statement(guard_pq_pipeline *pipeline, const char *sql, const c
                                                  p->binary_result)
                              : PQsendQueryPrepared(pq->conn, name, p->count, p->values, p->lengths, p->formats,
                                                    p->binary_result);
-    pq->t.may_be_over |= sql != NULL ? guard_pq_may_end(pq, sql, 1) : pq->prepared_end;
+    guard_pq_remember_sent(pq, sql, 1);
     pipeline->pending += queued != 0;
     pipeline->unsynced += queued != 0;
     int code = push(pq, queued, "sending a statement", &error);

@@ -5,6 +5,8 @@
  * Whether it may end the transaction by itself: one of its statements begins with COMMIT, END or PREPARE TRANSACTION, or with EXECUTE where
  * one of these was prepared. It is asked only when the answer to the text was lost, so that the library does not know what the server did.
  *
+ * Whether it is ROLLBACK AND CHAIN, whose answer is that of ROLLBACK TO: asked only when such an answer was read, or is not read yet.
+ *
  * Whether it only reads and writes rows, by its first word: then it may share BEGIN's message.
  *
  * Quoted text, comments and dollar-quoted bodies are passed over as the server does
@@ -105,39 +107,84 @@ static int is_word(const char *at, size_t length, const char *word)
     return length == strlen(word) && strncasecmp(at, word, length) == 0;
 }
 
-/* PREPARE name AS is taken for PREPARE TRANSACTION: a transaction too many is then in doubt, never one too few. */
-static int begins_an_end(const char *at, size_t length, int execute)
+/* A walk over the words of a text that are not quoted. */
+typedef struct walk {
+    const char *at;
+    int backslashes;  /* they escape in plain quoted text */
+    int fresh;        /* nothing of the statement has been seen yet */
+    int begins;       /* the word is its statement's first */
+    const char *word; /* and its length */
+    size_t length;
+} walk;
+
+/* 1 when there is another one. */
+static int next_word(walk *w)
 {
-    return is_word(at, length, "commit") || is_word(at, length, "end") || is_word(at, length, "prepare") ||
-           (execute && is_word(at, length, "execute"));
+    const char *at = w->at;
+    while (*at != '\0') {
+        size_t length = word_length(at);
+        if (*at == '$') {
+            at = skip_dollar(at);
+        } else if (length > 0) {
+            int escapes = length == 1 && (*at == 'e' || *at == 'E') && at[1] == '\'';
+            w->begins = w->fresh;
+            w->fresh = 0;
+            w->word = at;
+            w->length = length;
+            w->at = escapes ? skip_escaped(at + 1) : at + length;
+            return 1;
+        } else if (*at == '\'') {
+            at = skip_quoted(at, '\'', w->backslashes);
+        } else if (*at == '"') {
+            at = skip_quoted(at, '"', 0);
+        } else if (at[0] == '-' && at[1] == '-') {
+            at += strcspn(at, "\n\r");
+        } else if (at[0] == '/' && at[1] == '*') {
+            at = skip_comment(at);
+        } else {
+            w->fresh = *at == ';' || (w->fresh && isspace((unsigned char)*at));
+            at++;
+        }
+    }
+    return 0;
+}
+
+/* PREPARE name AS is taken for PREPARE TRANSACTION: a transaction too many is then in doubt, never one too few. */
+static int begins_an_end(const walk *w, int execute)
+{
+    return is_word(w->word, w->length, "commit") || is_word(w->word, w->length, "end") ||
+           is_word(w->word, w->length, "prepare") || (execute && is_word(w->word, w->length, "execute"));
 }
 
 int guard_pq_sql_may_end(const char *sql, int backslashes, int one_statement, int execute)
 {
-    int first = 1; /* nothing of the statement has been seen yet */
-    while (*sql != '\0' && (first || !one_statement)) {
-        size_t length = word_length(sql);
-        if (*sql == '$') {
-            sql = skip_dollar(sql);
-        } else if (length > 0) {
-            if (first && begins_an_end(sql, length, execute)) {
-                return 1;
-            }
-            first = 0;
-            int escapes = length == 1 && (*sql == 'e' || *sql == 'E') && sql[1] == '\'';
-            sql = escapes ? skip_escaped(sql + 1) : sql + length;
-        } else if (*sql == '\'') {
-            sql = skip_quoted(sql, '\'', backslashes);
-        } else if (*sql == '"') {
-            sql = skip_quoted(sql, '"', 0);
-        } else if (sql[0] == '-' && sql[1] == '-') {
-            sql += strcspn(sql, "\n\r");
-        } else if (sql[0] == '/' && sql[1] == '*') {
-            sql = skip_comment(sql);
-        } else {
-            first = *sql == ';' || (first && isspace((unsigned char)*sql));
-            sql++;
+    walk w = {.at = sql, .backslashes = backslashes, .fresh = 1};
+    while (next_word(&w)) {
+        if (w.begins && begins_an_end(&w, execute)) {
+            return 1;
         }
+        if (one_statement) {
+            return 0;
+        }
+    }
+    return 0;
+}
+
+int guard_pq_sql_chains(const char *sql, int backslashes, int one_statement)
+{
+    walk w = {.at = sql, .backslashes = backslashes, .fresh = 1};
+    int rolls_back = 0;
+    int and = 0;
+    while (next_word(&w)) {
+        if (w.begins) {
+            rolls_back = is_word(w.word, w.length, "rollback") || is_word(w.word, w.length, "abort");
+        } else if (rolls_back && and&&is_word(w.word, w.length, "chain")) {
+            return 1;
+        }
+        if (one_statement && !rolls_back) {
+            return 0;
+        }
+        and = is_word(w.word, w.length, "and");
     }
     return 0;
 }

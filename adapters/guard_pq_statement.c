@@ -222,16 +222,43 @@ static int backslashes_escape(guard_pq *pq)
     return standard != NULL && strcmp(standard, "off") == 0;
 }
 
-int guard_pq_may_end(guard_pq *pq, const char *sql, int one_statement)
+static int may_end(guard_pq *pq, const char *sql, int one_statement)
 {
     return guard_pq_sql_may_end(sql, backslashes_escape(pq), one_statement, pq->prepared_end);
+}
+
+static int chains(guard_pq *pq, const char *sql, int one_statement)
+{
+    return guard_pq_sql_chains(sql, backslashes_escape(pq), one_statement);
+}
+
+void guard_pq_remember_sent(guard_pq *pq, const char *sql, int one_statement)
+{
+    pq->t.may_be_over |= sql != NULL ? may_end(pq, sql, one_statement) : pq->prepared_end;
+    pq->t.may_chain |= sql != NULL ? chains(pq, sql, one_statement) : pq->prepared_chain;
 }
 
 /* The answer is lost: remembers whether the request may have ended the transaction, be it of another guard around the connection. */
 static void remember_lost(guard_pq *pq, const request *r)
 {
     if (pq->t.begin != GUARD_PQ_UNBEGUN && pq->conn != NULL && guard_pq_status(pq) == GUARD_TX_LOST) {
-        pq->t.may_be_over |= r->sql != NULL ? guard_pq_may_end(pq, r->sql, r->params != NULL) : pq->prepared_end;
+        pq->t.may_be_over |= r->sql != NULL ? may_end(pq, r->sql, r->params != NULL) : pq->prepared_end;
+    }
+}
+
+/* Its answer was ROLLBACK, and there is a transaction and may be a savepoint: the text tells what it was. */
+static void judge_rollback(guard_pq *pq, const request *r)
+{
+    guard_pq_transaction *t = &pq->t;
+    if (t->ended != GUARD_ROLLED_BACK || t->over || PQtransactionStatus(pq->conn) != PQTRANS_INTRANS) {
+        return;
+    }
+    if (r->sql == NULL && pq->prepared_chain) {
+        t->may_chain = 1; /* this one, or another */
+    } else if (r->sql != NULL && chains(pq, r->sql, r->params != NULL)) {
+        t->over = 1;
+    } else {
+        t->ended = GUARD_OPEN;
     }
 }
 
@@ -284,7 +311,8 @@ static int run_first(guard_pq *pq, const request *r, PGresult **result, guard_er
 
 static void remember_prepared(guard_pq *pq, const char *sql)
 {
-    pq->prepared_end |= guard_pq_may_end(pq, sql, 1);
+    pq->prepared_end |= may_end(pq, sql, 1);
+    pq->prepared_chain |= chains(pq, sql, 1);
     pq->prepared_else |= !guard_pq_sql_is_of_rows(sql);
 }
 
@@ -297,9 +325,12 @@ static int run(guard_pq *pq, const request *r, PGresult **result, guard_error *e
     }
     guard_pq_call_begin(pq, &call);
     pq->context[0] = '\0';
+    int ended = pq->t.ended;
     int code = guard_pq_is_unsent(pq) ? run_first(pq, r, result, error) : run_alone(pq, r, result, error);
     if (code != 0) {
         remember_lost(pq, r);
+    } else if (GUARD_IMPL_UNLIKELY(pq->t.ended != ended)) {
+        judge_rollback(pq, r);
     }
     /* What was late may have been done all the same; and the server's refusal costs nothing but a round trip later on. */
     if (r->name != NULL && r->sql != NULL) {

@@ -44,7 +44,7 @@ static int start(guard_pq *pq, const char *sql, const guard_pq_params *p, guard_
         !PQsetSingleRowMode(pq->conn)) {
         return guard_pq_error_conn(pq->conn, error, "sending a statement");
     }
-    pq->t.may_be_over |= guard_pq_may_end(pq, sql, 1);
+    guard_pq_remember_sent(pq, sql, 1);
     return 0;
 }
 

@@ -64,7 +64,7 @@ int guard_pq_literal(char *to, size_t size, const char *text)
 
 /* --------------------------------------------------------------------------------------------- savepoints -- */
 
-#define SAVEPOINT_SQL_MAX 320 /* a name of 63 quotes, doubled and quoted, twice */
+#define SAVEPOINT_SQL_MAX 360 /* a name of 63 quotes, doubled and quoted, twice, and the sign */
 
 static int driver_savepoint(void *connection, const guard_tx_savepoint *savepoint, guard_error *error)
 {
@@ -132,12 +132,15 @@ static int driver_rollback_to(void *connection, const guard_tx_savepoint *savepo
     guard_pq *pq = connection;
     guard_pq_call call;
     char sql[SAVEPOINT_SQL_MAX];
-    snprintf(sql, sizeof(sql), "ROLLBACK TO %s; RELEASE %s", savepoint->name, savepoint->name);
+    int ended = pq->t.ended;
+    int signs = pq->t.sign_inside && ended == GUARD_OPEN;
+    snprintf(sql, sizeof(sql), "ROLLBACK TO %s; RELEASE %s%s", savepoint->name, savepoint->name,
+             signs ? "; " GUARD_PQ_SIGN_SQL : "");
     guard_pq_call_begin(pq, &call);
     int code = roll_back_to(pq, sql, error);
     guard_pq_call_end(pq, &call);
     if (code == 0 && pq->t.ended == GUARD_ROLLED_BACK) {
-        pq->t.ended = GUARD_OPEN; /* the tag of our own ROLLBACK TO */
+        pq->t.ended = ended; /* the tag is that of our own ROLLBACK TO */
     }
     return code;
 }

@@ -50,7 +50,10 @@ static void watch_begin(guard_pq_transaction *t)
     t->was_set = 1;
 }
 
-/* ROLLBACK TO has the tag ROLLBACK too, but needs a savepoint. Without one it was ROLLBACK, perhaps with AND CHAIN. */
+/*
+ * ROLLBACK TO has the tag ROLLBACK too, but needs a savepoint. Without one it was ROLLBACK, perhaps with AND CHAIN. With one the text tells
+ * (guard_pq_statement.c), or the server is asked at COMMIT (guard_pq_sign.c).
+ */
 static void watch_tag(guard_pq_transaction *t, const char *tag)
 {
     /* Of INSERT, UPDATE, DELETE and most others the first letter is enough. */
@@ -108,7 +111,7 @@ static void watch_reset(guard_pq *pq)
         pq->lost = pq->outside = 0;
     }
     pq->marks.id[0] = '\0';
-    pq->marks.checked = pq->home_known = pq->prepared_end = 0;
+    pq->marks.checked = pq->home_known = pq->prepared_end = pq->prepared_chain = 0;
     guard_pq_canceller_renew(pq->canceller, pq->conn);
 }
 

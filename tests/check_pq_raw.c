@@ -4,6 +4,7 @@
  */
 #include <poll.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <string.h>
 
 #include <guard/guard.h>
@@ -444,6 +445,219 @@ START_TEST(what_is_lost_while_nothing_of_the_programs_is_on_the_wire_is_rolled_b
 }
 END_TEST
 
+/* ----------------------------------------------------------------------------------- ROLLBACK that is no ROLLBACK TO -- */
+
+typedef enum sending {
+    BY_EXEC,
+    BY_PARAMS,
+    BY_PREPARED,
+    BY_PIPELINE,
+    BY_STREAM,
+    BY_LIBPQ,
+    BY_LIBPQ_LATE,
+    BY_LIBPQ_ADOPTED,
+    WAYS
+} sending;
+
+typedef struct script {
+    const char *statements[6];
+    sending way;
+} script;
+
+static void run_in_pipeline(guard_pq *pq, const char *sql)
+{
+    GUARD_AUTO(s);
+    guard_pq_pipeline *pipeline = guard_pq_pipeline_open(s, pq);
+    guard_pq_pipeline_send(pipeline, sql, NULL);
+    guard_pq_pipeline_end(pipeline);
+}
+
+static void run_in_stream(guard_pq *pq, const char *sql)
+{
+    GUARD_AUTO(s);
+    guard_pq_stream_next(guard_pq_stream_open(s, pq, sql, NULL));
+}
+
+static void run_by(guard_pq *pq, const char *sql, sending way, size_t number)
+{
+    char name[16];
+    switch (way) {
+    case BY_EXEC:
+        guard_pq_exec(NULL, pq, sql);
+        break;
+    case BY_PARAMS:
+        guard_pq_exec_params(NULL, pq, sql, NULL);
+        break;
+    case BY_PREPARED:
+        snprintf(name, sizeof(name), "s%zu", number);
+        guard_pq_prepare(pq, name, sql, NULL);
+        guard_pq_exec_prepared(NULL, pq, name, NULL);
+        break;
+    case BY_PIPELINE:
+        run_in_pipeline(pq, sql);
+        break;
+    case BY_STREAM:
+        run_in_stream(pq, sql);
+        break;
+    default:
+        PQclear(PQexec(guard_pq_raw(pq), sql));
+        break;
+    }
+}
+
+static void run_script(guard_tx *tx, void *arg)
+{
+    const script *p = arg;
+    for (size_t i = 0; p->statements[i] != NULL; i++) {
+        run_by(guard_pq_of(tx), p->statements[i], p->way, i);
+    }
+}
+
+static guard_outcome transact_script(script *p, guard_tx_fn *body, guard_result *result)
+{
+    GUARD_AUTO(s);
+    PGconn *raw = p->way == BY_LIBPQ_ADOPTED ? server_connect("") : NULL;
+    guard_pq *pq = raw != NULL ? guard_pq_adopt(s, raw, NULL) : guard_pq_open(s, "", NULL);
+    if (p->way == BY_LIBPQ) {
+        guard_pq_raw(pq);
+    }
+    server_run("DELETE FROM t");
+    guard_outcome told = guard_pq_transact(pq, body, p, NULL, result);
+    guard_pq_close(pq);
+    PQfinish(raw);
+    server_wait_settled();
+    return told;
+}
+
+#define ONE "INSERT INTO t VALUES (1)"
+#define TWO "INSERT INTO t VALUES (2)"
+
+START_TEST(rollback_and_chain_after_a_savepoint_is_rolled_back_however_it_is_sent)
+{
+    static const char *const ends[] = {"ROLLBACK AND CHAIN", "abort transaction and chain",
+                                       "ROLLBACK /* to a */ WORK -- to a\n AND /* NO */ CHAIN"};
+    server_reset();
+    for (size_t i = 0; i < 3; i++) {
+        for (int way = 0; way < WAYS; way++) {
+            guard_result result;
+            script p = {{ONE, "SAVEPOINT a", ends[i], TWO}, (sending)way};
+            guard_outcome told = transact_script(&p, run_script, &result);
+            ck_assert_msg(told == GUARD_ROLLED_BACK, "way %d: %s", way, guard_outcome_name(told));
+            ck_assert_msg(result.notes & GUARD_NOTE_ENDED_ELSEWHERE, "way %d", way);
+            ck_assert_int_eq(server_rows(1) + server_rows(2), 0);
+        }
+    }
+}
+END_TEST
+
+START_TEST(rollback_to_a_savepoint_keeps_the_transaction_however_it_is_sent)
+{
+    static const char *const backs[] = {"ROLLBACK TO a", "ROLLBACK TO SAVEPOINT \"and chain\" -- AND CHAIN"};
+    server_reset();
+    for (size_t i = 0; i < 2; i++) {
+        for (int way = 0; way < WAYS; way++) {
+            guard_result result;
+            script p = {{ONE, "SAVEPOINT a", "SAVEPOINT \"and chain\"", TWO, backs[i]}, (sending)way};
+            guard_outcome told = transact_script(&p, run_script, &result);
+            ck_assert_msg(told == GUARD_COMMITTED, "way %d: %s, %s", way, guard_outcome_name(told),
+                          result.error.message);
+            ck_assert_uint_eq(result.notes, 0);
+            ck_assert_int_eq(server_rows(1), 1);
+            ck_assert_int_eq(server_rows(2), 0);
+        }
+    }
+}
+END_TEST
+
+/* One text of several statements, and a sign that the program takes away. */
+START_TEST(a_rollback_that_cannot_be_told_is_rolled_back)
+{
+    static const script scripts[] = {
+        {{ONE, "SAVEPOINT a; ROLLBACK TO a; ROLLBACK AND CHAIN; " TWO}, BY_EXEC},
+        {{ONE, "SAVEPOINT a; ROLLBACK TO a; ROLLBACK AND CHAIN; " TWO}, BY_LIBPQ},
+        {{ONE, "SAVEPOINT a; ROLLBACK AND NO CHAIN"}, BY_EXEC},
+        {{ONE, "SAVEPOINT a; ROLLBACK AND NO CHAIN"}, BY_LIBPQ},
+        {{ONE, "SAVEPOINT a; ROLLBACK TO a", "RESET ALL", TWO}, BY_LIBPQ},
+    };
+    server_reset();
+    for (size_t i = 0; i < sizeof scripts / sizeof *scripts; i++) {
+        guard_result result;
+        script p = scripts[i];
+        guard_outcome told = transact_script(&p, run_script, &result);
+        ck_assert_msg(told == GUARD_ROLLED_BACK, "script %zu: %s", i, guard_outcome_name(told));
+        ck_assert_int_eq(server_rows(1) + server_rows(2), 0);
+    }
+}
+END_TEST
+
+static void chain_before_a_nested_one(guard_tx *tx, void *arg)
+{
+    run_script(tx, arg);
+    GUARD_AUTO(s);
+    guard_tx *nested = guard_tx_begin_nested(s, tx);
+    guard_pq_exec(NULL, guard_pq_of(tx), TWO);
+    guard_tx_rollback(nested);
+}
+
+static void chain_in_a_nested_one(guard_tx *tx, void *arg)
+{
+    GUARD_AUTO(s);
+    guard_tx *nested = guard_tx_begin_nested(s, tx);
+    run_script(tx, arg);
+    guard_tx_commit(nested);
+}
+
+START_TEST(rollback_and_chain_around_a_nested_transaction_is_rolled_back)
+{
+    static guard_tx_fn *const bodies[] = {chain_before_a_nested_one, chain_in_a_nested_one};
+    server_reset();
+    for (size_t i = 0; i < 2; i++) {
+        for (int way = BY_LIBPQ; way < WAYS; way++) {
+            guard_result result;
+            script p = {{ONE, "SAVEPOINT a", "ROLLBACK AND CHAIN"}, (sending)way};
+            guard_outcome told = transact_script(&p, bodies[i], &result);
+            ck_assert_msg(told == GUARD_ROLLED_BACK, "body %zu: %s", i, guard_outcome_name(told));
+            ck_assert_int_eq(server_rows(1) + server_rows(2), 0);
+        }
+    }
+}
+END_TEST
+
+/* The program has the connection from the nested one's body on, so that its rollback takes the sign along. */
+static void roll_back_nested_first(guard_tx *tx, void *arg)
+{
+    GUARD_AUTO(s);
+    guard_tx *nested = guard_tx_begin_nested(s, tx);
+    PQclear(PQexec(guard_pq_raw(guard_pq_of(tx)), TWO));
+    guard_tx_rollback(nested);
+    run_script(tx, arg);
+}
+
+START_TEST(rollback_to_a_savepoint_keeps_a_transaction_whose_nested_one_had_the_connection_first)
+{
+    guard_result result;
+    server_reset();
+    script p = {{ONE, "SAVEPOINT a", "ROLLBACK TO a"}, BY_LIBPQ_LATE};
+    guard_outcome told = transact_script(&p, roll_back_nested_first, &result);
+    ck_assert_msg(told == GUARD_COMMITTED, "%s, %s", guard_outcome_name(told), result.error.message);
+    ck_assert_int_eq(server_rows(1), 1);
+    ck_assert_int_eq(server_rows(2), 0);
+}
+END_TEST
+
+/* As its first statement, and a round trip less: read-only is not asked for at COMMIT. */
+START_TEST(the_mode_of_a_transaction_can_be_set_where_the_program_has_the_connection)
+{
+    server_reset();
+    for (int way = BY_LIBPQ; way < WAYS; way++) {
+        guard_result result;
+        script p = {{"SET TRANSACTION ISOLATION LEVEL SERIALIZABLE", ONE}, (sending)way};
+        ck_assert_int_eq(transact_script(&p, run_script, &result), GUARD_COMMITTED);
+        ck_assert_int_eq(server_rows(1), 1);
+    }
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -453,6 +667,12 @@ int main(void)
         a_probe_finds_later_what_was_lost_before_the_program_took_the_connection_away,
         a_commit_by_libpq_itself_that_is_not_answered_in_time_is_in_doubt,
         what_is_lost_while_nothing_of_the_programs_is_on_the_wire_is_rolled_back,
+        rollback_and_chain_after_a_savepoint_is_rolled_back_however_it_is_sent,
+        rollback_to_a_savepoint_keeps_the_transaction_however_it_is_sent,
+        a_rollback_that_cannot_be_told_is_rolled_back,
+        rollback_and_chain_around_a_nested_transaction_is_rolled_back,
+        rollback_to_a_savepoint_keeps_a_transaction_whose_nested_one_had_the_connection_first,
+        the_mode_of_a_transaction_can_be_set_where_the_program_has_the_connection,
     };
     const TTest *const cuts[] = {a_commit_by_libpq_itself_that_is_cut_at_any_byte_is_never_told_wrong};
     const suite_group groups[] = {
