@@ -71,6 +71,7 @@ static void note_file(guard_sqlite *db)
     if (path != NULL && path[0] != '\0' && stat(path, &file) == 0) {
         db->device = file.st_dev;
         db->inode = file.st_ino;
+        guard_sqlite_note_root();
     }
 }
 

@@ -11,6 +11,7 @@
 
 #include <pthread.h>
 #include <sys/types.h>
+#include <time.h>
 
 #define SAVEPOINT_LEVELS 4 /* deeper ones are prepared each time */
 
@@ -51,6 +52,7 @@ struct guard_sqlite {
     guard_sqlite *next_inherited;
     dev_t device; /* of its main file; inode 0: it has none */
     ino_t inode;
+    time_t looked;      /* in which second its files were looked for: guard_sqlite_should_look */
     int64_t since;      /* guard_dump_clock */
     char path[104];     /* of its main file, cut, for descriptions: SQLite moves its own when a database is attached */
     int raw_given;      /* the program has a handle of SQLite's own, and may step statements that we do not see */
@@ -259,6 +261,21 @@ proved guard_sqlite_prove_at_rollback(guard_sqlite *db);
 void guard_sqlite_note_version(guard_sqlite *db);
 /* Whether the transaction's beginning was committed behind us: committed_elsewhere. */
 void guard_sqlite_look_for_commit(guard_sqlite *db);
+
+/* guard_sqlite_moved.c */
+void guard_sqlite_note_root(void);
+int guard_sqlite_look_for_files(guard_sqlite *db, guard_error *error); /* 1 with *error filled: one has lost its name */
+
+static inline int guard_sqlite_should_look(const guard_sqlite *db, time_t *second)
+{
+    struct timespec now;
+    if (db->inode == 0) {
+        return 0;
+    }
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    *second = now.tv_sec;
+    return now.tv_sec != db->looked;
+}
 
 /* guard_sqlite_doubt.c: what a failed COMMIT that left no transaction means; fills notes and token. */
 guard_outcome guard_sqlite_judge_commit(guard_sqlite *db, int rc, int wrote, guard_result *result);

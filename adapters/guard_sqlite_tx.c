@@ -299,13 +299,9 @@ static guard_outcome prove_anew(guard_sqlite *db, guard_result *result)
     return GUARD_OPEN;
 }
 
-/* Where the transaction is not plainly ours. */
-static __attribute__((noinline)) guard_outcome commit_if_ours(guard_sqlite *db, guard_result *result)
+static guard_outcome commit_if_ours(guard_sqlite *db, guard_result *result)
 {
     int rc;
-    if (sqlite3_get_autocommit(db->raw) || db->rolled_back) {
-        return tell_end(db, result);
-    }
     proved found = guard_sqlite_prove(db, &rc);
     if (found == PROVED_OTHER) {
         return tell_end(db, result);
@@ -319,11 +315,30 @@ static __attribute__((noinline)) guard_outcome commit_if_ours(guard_sqlite *db, 
     return outcome == GUARD_OPEN && db->proof == PROOF_NONE ? prove_anew(db, result) : outcome;
 }
 
+/* Where more is to be asked than whether a transaction is open. */
+static __attribute__((noinline)) guard_outcome commit_slow(guard_sqlite *db, guard_result *result)
+{
+    time_t second;
+    if (sqlite3_get_autocommit(db->raw) || db->rolled_back) {
+        return tell_end(db, result);
+    }
+    if (guard_sqlite_should_look(db, &second)) {
+        if (guard_sqlite_look_for_files(db, &result->error)) {
+            result->has_error = 1;
+            return GUARD_OPEN;
+        }
+        db->looked = second;
+    }
+    return db->proof != PROOF_NONE ? commit_if_ours(db, result) : commit_ours(db, result);
+}
+
 static guard_outcome driver_commit(void *connection, guard_result *result)
 {
     guard_sqlite *db = connection;
-    if (GUARD_IMPL_UNLIKELY((sqlite3_get_autocommit(db->raw) | db->rolled_back | (int)db->proof) != 0)) {
-        return commit_if_ours(db, result);
+    time_t second;
+    if (GUARD_IMPL_UNLIKELY((sqlite3_get_autocommit(db->raw) | db->rolled_back | (int)db->proof) != 0 ||
+                            guard_sqlite_should_look(db, &second))) {
+        return commit_slow(db, result);
     }
     return commit_ours(db, result);
 }
