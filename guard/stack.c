@@ -10,6 +10,7 @@
  * Every stack is on the list of all stacks from its making to its end.
  */
 #include <errno.h>
+#include <stdatomic.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -170,6 +171,22 @@ static void stack_key_make(void)
     }
 }
 
+/* ThreadSanitizer's runtime has it, which a program that is built for it brings along. */
+extern void __tsan_init(void) __attribute__((weak));
+
+/*
+ * ThreadSanitizer keeps a list of the frames of each thread, which a jump that it does not see leaves full of frames that are gone: it dies after
+ * some ten thousand panics.
+ */
+static void tell_of_sanitizer(void)
+{
+    static atomic_bool is_told;
+    if (!IS_THREAD_SANITIZED && __tsan_init != NULL && !atomic_exchange(&is_told, true)) {
+        guard_note("the program is built for ThreadSanitizer and libguard is not: use one that was configured with "
+                   "--enable-sanitize=thread");
+    }
+}
+
 guard_stack *guard_stack_make(void)
 {
     if (guard_stack_own != NULL) {
@@ -211,6 +228,7 @@ guard_stack *guard_stack_make(void)
     guard_stack_own = &thread->stack;
     guard_impl_stack = &thread->stack.hot;
     guard_alternate_open(thread);
+    tell_of_sanitizer();
     return guard_stack_own;
 }
 
