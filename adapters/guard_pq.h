@@ -75,6 +75,10 @@
  *   library opened, with no pooler between, its statement and COMMIT are prepared once, as guard_marker_put and guard_marker_commit, and go in one
  *   message of the extended protocol. A program that takes them away (DEALLOCATE, DISCARD ALL) only makes COMMIT slower; where a function of the
  *   server does it, unseen, the next COMMIT is ROLLED_BACK with 26000, and the border form runs the body again.
+ *   A rule or a BEFORE INSERT trigger on that table could keep the row out: BEGIN panics with GUARD_PQ_MARKER, and where one comes later, the session's
+ *   next BEGIN after a COMMIT whose row it has kept out panics so. A row that is not there proves no rollback while there is one, or where there has been
+ *   one since the session began; the server keeps that in mind until the table is vacuumed. (Not seen: one that was put there, dropped and vacuumed
+ *   away between COMMIT and the first try to resolve it, or comes between that and a COMMIT which arrives late.)
  *   PROBE runs a query of the caller's, which finds a row exactly when the transaction was committed, once the transaction is
  *   known to be over: it holds an advisory lock from its BEGIN on, which the resolver takes first.
  *   READ ONLY transactions write no marker; their lost answer is IN_DOUBT with GUARD_NOTE_NO_ROW_WRITTEN, and so is with STATUS

@@ -62,6 +62,7 @@ typedef struct answer {
     int tag;       /* a guard_outcome: COMMITTED, ROLLED_BACK, PREPARED; OPEN for none */
     int has_error; /* the first */
     int refused;   /* the error is one of the server's that a COMMIT does not survive */
+    int kept_out;  /* the marker's row was not put in */
     guard_error error;
 } answer;
 
@@ -82,6 +83,10 @@ static void read_one(guard_pq *pq, PGresult *result, answer *a)
     switch (PQresultStatus(result)) {
     case PGRES_COMMAND_OK:
         tag = PQcmdStatus(result);
+        if (tag[0] == 'I') {
+            a->kept_out = strcmp(tag, "INSERT 0 1") != 0;
+            break;
+        }
         a->tag = strcmp(tag, "COMMIT") == 0                ? GUARD_COMMITTED
                  : strcmp(tag, "PREPARE TRANSACTION") == 0 ? GUARD_PREPARED
                  : strcmp(tag, "ROLLBACK") == 0            ? GUARD_ROLLED_BACK
@@ -145,7 +150,7 @@ static void ask(guard_pq *pq, answer *a)
     PGresult *result;
     a->tag = GUARD_OPEN;
     a->has_error = 0;
-    a->refused = 0;
+    a->refused = a->kept_out = 0;
     memset(a->error.sqlstate, 0, sizeof(a->error.sqlstate));
     pq->local_only = 0;
     if (!send_commit(pq)) {
@@ -292,6 +297,9 @@ static guard_outcome judge(guard_pq *pq, const answer *a, const char *xid, guard
         if (pq->t.marker == GUARD_PQ_MARKER_ROW) {
             guard_pq_marks_done(pq);
         }
+        if (GUARD_IMPL_UNLIKELY(a->kept_out)) {
+            guard_pq_marks_kept_out(pq);
+        }
         result->notes |= pq->local_only ? GUARD_NOTE_LOCAL_ONLY : 0;
         return (guard_outcome)a->tag;
     }
@@ -308,6 +316,9 @@ static guard_outcome judge(guard_pq *pq, const answer *a, const char *xid, guard
             guard_pq_marks_failed(pq, a->error.sqlstate);
         }
         return rolled_back(result, &a->error);
+    }
+    if (a->kept_out) {
+        pq->t.marker = GUARD_PQ_MARKER_NONE; /* there is nothing to look for */
     }
     guard_error none;
     guard_error_set(&none, GUARD_PQ, GUARD_PQ_CLIENT, "libpq gave none");

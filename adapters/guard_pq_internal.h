@@ -22,6 +22,14 @@
 /* The row of the marker table that says which table it is; %s: the table. */
 #define GUARD_PQ_NOBODY "00000000-0000-0000-0000-000000000000"
 #define GUARD_PQ_TABLE_ID_SQL "SELECT seq::text || '.' || xmin::text FROM %s WHERE session = '" GUARD_PQ_NOBODY "'"
+/*
+ * Which rows reach it is for a rule to say, or a trigger in front of an INSERT: where the transaction's own does not, and the resolver's fence
+ * does, a commit would be told as rolled back. The server keeps in mind that there was a trigger, until the table is vacuumed. %s: the table.
+ */
+#define GUARD_PQ_KEEPS_OUT_SQL                                                                           \
+    "coalesce((SELECT relkind NOT IN ('r', 'p') OR relhasrules OR EXISTS (SELECT FROM pg_trigger WHERE " \
+    "tgrelid = c.oid AND tgtype & 7 = 7) FROM pg_class c WHERE oid = to_regclass('%s')), false)"
+#define GUARD_PQ_HAD_TRIGGERS_SQL "coalesce((SELECT relhastriggers FROM pg_class WHERE oid = to_regclass('%s')), true)"
 #define GUARD_PQ_SQL_MAX 1024 /* the library's own statements; checked where a name of the caller's goes in */
 
 /* ------------------------------------------------------------------------------------------------- time -- */
@@ -134,6 +142,7 @@ typedef struct guard_pq_session {
     int two_phase; /* one of its transactions was prepared */
     uint64_t seq;
     uint64_t kept; /* no row before it is in the table, but for what a PREPARE TRANSACTION has still to decide */
+    int bare;      /* the table had no trigger at all when it was checked */
     char table_id[GUARD_PQ_TABLE_ID_MAX]; /* of the table that was checked */
 } guard_pq_session;
 
@@ -352,6 +361,8 @@ int guard_pq_marks_sql(guard_pq *pq, char *sql, size_t size);
 int guard_pq_marks_send_commit(guard_pq *pq);
 /* The transaction with this marker was committed or prepared. */
 void guard_pq_marks_done(guard_pq *pq);
+/* The row of a transaction was not put in: the next BEGIN looks at the table again, and says why. */
+void guard_pq_marks_kept_out(guard_pq *pq);
 /* COMMIT with this marker was refused. */
 void guard_pq_marks_failed(guard_pq *pq, const char *sqlstate);
 /* A command of anybody's was done on the connection: whether it took the prepared statements away. */

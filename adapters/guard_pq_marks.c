@@ -130,14 +130,6 @@ void guard_pq_marks_watch(guard_pq *pq, const char *tag)
     }
 }
 
-/*
- * Which rows reach it is for a rule to say, or a trigger in front of an INSERT: where the transaction's own does not, and the resolver's fence
- * does, a commit would be told as rolled back.
- */
-#define KEEPS_OUT                                                                                        \
-    "coalesce((SELECT relkind NOT IN ('r', 'p') OR relhasrules OR EXISTS (SELECT FROM pg_trigger WHERE " \
-    "tgrelid = c.oid AND tgtype & 7 = 7) FROM pg_class c WHERE oid = to_regclass('%s')), false)"
-
 int guard_pq_marks_check(guard_pq *pq, guard_error *error)
 {
     char sql[2 * GUARD_PQ_SQL_MAX];
@@ -149,8 +141,9 @@ int guard_pq_marks_check(guard_pq *pq, guard_error *error)
         sql, sizeof(sql),
         "SELECT to_regclass('%s') IS NOT NULL, coalesce((SELECT bool_and(has_table_privilege(to_regclass('%s'), p)) "
         "FROM unnest(ARRAY['SELECT', 'INSERT', 'DELETE']) p), false), (SELECT format('%%I.%%I', nspname, relname) FROM "
-        "pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = to_regclass('%s')), " KEEPS_OUT,
-        pq->table, pq->table, pq->table, pq->table);
+        "pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = "
+        "to_regclass('%s')), " GUARD_PQ_KEEPS_OUT_SQL ", " GUARD_PQ_HAD_TRIGGERS_SQL,
+        pq->table, pq->table, pq->table, pq->table, pq->table);
     int code = guard_pq_query(pq, sql, pq->options.statement_ms, &result, error);
     if (code != 0) {
         return code;
@@ -158,6 +151,7 @@ int guard_pq_marks_check(guard_pq *pq, guard_error *error)
     int there = strcmp(PQgetvalue(result, 0, 0), "t") == 0;
     int usable = strcmp(PQgetvalue(result, 0, 1), "t") == 0;
     int keeps_out = strcmp(PQgetvalue(result, 0, 3), "t") == 0;
+    pq->marks.bare = strcmp(PQgetvalue(result, 0, 4), "f") == 0;
     /* By its whole name from now on: a search_path that is set later must not lead to another one than the resolver's. */
     if (usable && strlen(PQgetvalue(result, 0, 2)) < sizeof(pq->table)) {
         memcpy(pq->table, PQgetvalue(result, 0, 2), strlen(PQgetvalue(result, 0, 2)) + 1);
@@ -249,9 +243,14 @@ void guard_pq_marks_failed(guard_pq *pq, const char *sqlstate)
         pq->marks.prepared = 0;
         pq->t.retry = 1; /* by text it goes */
     }
-    if (strncmp(sqlstate, "42", 2) == 0) {
-        pq->marks.checked = 0; /* the table is gone, or may not be used any more: the next BEGIN says so */
+    if (strncmp(sqlstate, "42", 2) == 0 || strncmp(sqlstate, "0A", 2) == 0) {
+        pq->marks.checked = 0; /* the table is gone, may not be used any more, or has a rule: the next BEGIN says so */
     }
+}
+
+void guard_pq_marks_kept_out(guard_pq *pq)
+{
+    pq->marks.checked = 0;
 }
 
 /* How long a row is waited for: a lock of the whole table's is no reason to hold its session up, or to give an adopted connection up. */

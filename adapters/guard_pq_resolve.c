@@ -7,7 +7,8 @@
  *            emptied, restored or made anew since (guard_pq_marks.c). Else nothing is said, but for a row that is there.
  *   row      The same key is inserted, as a fence. The server makes that wait for a transaction that has inserted it and not ended.
  *            Then either the row of that transaction is there: committed. Or the fence is: it was rolled back, or its COMMIT
- *            message has not arrived, and when it does its own INSERT fails on the key.
+ *            message has not arrived, and when it does its own INSERT fails on the key. Not so where something may have kept the row
+ *            out: a rule or trigger that is there now, or came since the session looked (while the fence is put in none can come).
  *   probe    The transaction holds an advisory lock from its BEGIN on. Whoever gets the lock knows that it is over (a server that
  *            restarted has neither), so that what the probe reads then is final.
  *   status   pg_xact_status says "aborted": so it is, whether of this transaction or of a later one with its number, as then this
@@ -30,7 +31,7 @@
 /*
  *     pq:none | pq:status:XID | pq:row:SESSION:SEQ | pq:probe:LOCK   what to look for, then each at most once
  *     @SYSTEM.DATABASE.TIMELINE                                     where, see guard_pq_home.c
- *     +ID                                                           in which marker table, see guard_pq_marks.c
+ *     +ID                                                           in which marker table, see guard_pq_marks.c; then c where it had no trigger
  *     /XID                                                          the number of one that was to be prepared
  *     ~CHECKSUM                                                     of all before it, always: FNV-1a, 8 hexadecimal digits
  *
@@ -44,6 +45,7 @@ typedef struct token {
     char number[24]; /* seq, xid or lock */
     char home[GUARD_PQ_HOME_MAX];
     char table_id[GUARD_PQ_TABLE_ID_MAX];
+    int bare;
     char xid[24];
 } token;
 
@@ -71,9 +73,10 @@ void guard_pq_token_write(const guard_pq *pq, const char *xid, char text[GUARD_T
     } else {
         length = snprintf(text, GUARD_TOKEN_SIZE, "pq:none");
     }
-    length += snprintf(text + length, GUARD_TOKEN_SIZE - (size_t)length, "%s%s%s%s%s%s",
+    length += snprintf(text + length, GUARD_TOKEN_SIZE - (size_t)length, "%s%s%s%s%s%s%s",
                        pq->home.text[0] != '\0' ? "@" : "", pq->home.text, row ? "+" : "",
-                       row ? pq->marks.table_id : "", prepares ? "/" : "", prepares ? xid : "");
+                       row ? pq->marks.table_id : "", row && pq->marks.bare ? "c" : "", prepares ? "/" : "",
+                       prepares ? xid : "");
     snprintf(text + length, GUARD_TOKEN_SIZE - (size_t)length, "~%08" PRIx32, checksum(text, (size_t)length));
 }
 
@@ -103,6 +106,17 @@ static int cut_off(char *text, char mark, char *to, size_t size)
     return (size_t)snprintf(to, size, "%s", at + 1) < size;
 }
 
+/* Takes a letter off the text's end: 1 when it was there. */
+static int cut_last(char *text, char letter)
+{
+    size_t length = strlen(text);
+    if (length == 0 || text[length - 1] != letter) {
+        return 0;
+    }
+    text[length - 1] = '\0';
+    return 1;
+}
+
 /* Takes the checksum off: 1 when it is right. */
 static int is_whole(char *text)
 {
@@ -123,8 +137,11 @@ static token read_token(const char *from)
     char text[GUARD_TOKEN_SIZE];
     if ((size_t)snprintf(text, sizeof(text), "%s", from) >= sizeof(text) || !is_whole(text) ||
         !cut_off(text, '/', t.xid, sizeof(t.xid)) || !cut_off(text, '+', t.table_id, sizeof(t.table_id)) ||
-        !cut_off(text, '@', t.home, sizeof(t.home)) || !guard_pq_home_is_text(t.home) || !is_table_id(t.table_id) ||
-        (t.xid[0] != '\0' && !is_number(t.xid))) {
+        !cut_off(text, '@', t.home, sizeof(t.home))) {
+        return t;
+    }
+    t.bare = cut_last(t.table_id, 'c');
+    if (!guard_pq_home_is_text(t.home) || !is_table_id(t.table_id) || (t.xid[0] != '\0' && !is_number(t.xid))) {
         return t;
     }
     if (strcmp(text, "pq:none") == 0) {
@@ -240,9 +257,13 @@ static verdict look_at_place(attempt *a)
     }
 }
 
+/*
+ * The fence keeps COMMIT out all the same, unless that is what the trigger lets pass. One that nobody may rely on has the earliest of all times, for
+ * whoever asks later: then the trigger may be gone, and the server may have forgotten it.
+ */
 static verdict try_row(attempt *a)
 {
-    char sql[2 * GUARD_PQ_SQL_MAX];
+    char sql[3 * GUARD_PQ_SQL_MAX];
     PGresult *result = NULL;
     const char *table = a->doubt->table;
     if (is_prepared(a)) {
@@ -255,12 +276,16 @@ static verdict try_row(attempt *a)
     snprintf(sql, sizeof(sql),
              "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL synchronous_commit = local; "
              "SET LOCAL lock_timeout = %d; "
-             "INSERT INTO %s (session, seq, fenced) SELECT '%s', %s, true WHERE EXISTS (%s) ON CONFLICT (session, seq) "
-             "DO NOTHING; SELECT fenced FROM %s WHERE session = '%s' AND seq = %s; COMMIT",
-             lock_ms(a, 1000), table, a->t.id, a->t.number, is_own, table, a->t.id, a->t.number);
+             "INSERT INTO %s (session, seq, fenced, made) SELECT '%s', %s, true, CASE WHEN " GUARD_PQ_KEEPS_OUT_SQL
+             " OR (%s AND " GUARD_PQ_HAD_TRIGGERS_SQL ") THEN '-infinity' ELSE now() END WHERE EXISTS (%s) "
+             "ON CONFLICT (session, seq) DO NOTHING; "
+             "SELECT fenced, made = '-infinity' FROM %s WHERE session = '%s' AND seq = %s; COMMIT",
+             lock_ms(a, 1000), table, a->t.id, a->t.number, table, a->t.bare ? "true" : "false", table, is_own, table,
+             a->t.id, a->t.number);
     int code = guard_pq_query_on(a->conn, sql, NULL, a->deadline, &result, &a->doubt->error);
     int rows = PQntuples(result);
     int fenced = rows == 1 && strcmp(PQgetvalue(result, 0, 0), "t") == 0;
+    int unsure = rows == 1 && strcmp(PQgetvalue(result, 0, 1), "t") == 0;
     PQclear(result);
     if (rows == 1 && !fenced) {
         return known(a, GUARD_COMMITTED); /* the old transaction's row, whatever becomes of ours */
@@ -268,6 +293,11 @@ static verdict try_row(attempt *a)
     if (code == 0 && rows == 0) {
         guard_error_set(&a->doubt->error, GUARD_PQ, GUARD_PQ_PLACE,
                         "the marker table %s was emptied, restored or made anew since the transaction", table);
+        return VERDICT_NEVER;
+    }
+    if (code == 0 && fenced && unsure) {
+        guard_error_set(&a->doubt->error, GUARD_PQ, GUARD_PQ_MARKER,
+                        "the marker table %s has, or had, a rule or a trigger that may have kept the row out", table);
         return VERDICT_NEVER;
     }
     return code == 0 && fenced && PQtransactionStatus(a->conn) == PQTRANS_IDLE ? known(a, GUARD_ROLLED_BACK)
