@@ -74,6 +74,7 @@
  *                 SQLITE_READONLY_DBMOVED; the transaction stays OPEN, and leaving the scope rolls back. What was committed up to a second
  *                 before, or is when the file goes behind the look, is told as committed. Not where the name is only out of sight: another root
  *                 directory (chroot), no right to search a folder.
+ *   RLIMIT_FSIZE  SIGXFSZ ends the process by default, and SQLite recovers at the next open. Where it is ignored, it is an I/O error as others.
  *   journal_mode  OFF: SQLite cannot take back what it has written already. The outcome of a rollback is then IN_DOUBT, and the
  *                 connection poisoned. MEMORY: a process that dies in the middle of a COMMIT leaves a damaged file.
  *

@@ -1,60 +1,15 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * check_load_disk.c: a disk that is full or read-only is told in one line, and nothing is half done.
- *
- * The small disk is a tmpfs of the test's own, mounted in a mount namespace that nobody else sees. Where that is not allowed
- * the program is skipped.
- */
-#include <errno.h>
-#include <sched.h>
+/* check_load_disk.c: a disk that is full or read-only is told in one line, and nothing is half done. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
-#include <unistd.h>
 
 #include "load_program.h"
+#include "small_disk.h"
 
 #define TABLE "CREATE TABLE t (a INTEGER NOT NULL, b TEXT)"
-
-/* A mount namespace of this process: as root, else as root of a user namespace. Returns 0, or -1 with errno. */
-static int enter_namespace(void)
-{
-    if (unshare(CLONE_NEWNS) != 0) {
-        unsigned user = getuid();
-        unsigned group = getgid();
-        if (unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0) {
-            return -1;
-        }
-        char map[64];
-        write_file("/proc/self/setgroups", "deny");
-        snprintf(map, sizeof map, "0 %u 1", user);
-        write_file("/proc/self/uid_map", map);
-        snprintf(map, sizeof map, "0 %u 1", group);
-        write_file("/proc/self/gid_map", map);
-    }
-    return mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL);
-}
-
-/* Whether a child may mount. */
-static int can_mount(void)
-{
-    int status = 0;
-    pid_t child = fork();
-    if (child == 0) {
-        _exit(enter_namespace() != 0 || mount("none", "/mnt", "tmpfs", 0, "size=64k") != 0);
-    }
-    return waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
-}
-
-static void mount_small_disk(const char *size)
-{
-    ck_assert_int_eq(mkdir("small", 0777), 0);
-    ck_assert_msg(enter_namespace() == 0, "%s", strerror(errno));
-    ck_assert_msg(mount("none", "small", "tmpfs", 0, size) == 0, "%s", strerror(errno));
-}
 
 static void write_rows(int rows)
 {
@@ -76,7 +31,7 @@ static void expect_rows_from_one(int64_t rows)
 
 START_TEST(a_full_disk_is_told_and_the_same_command_goes_on_when_there_is_room)
 {
-    mount_small_disk("size=1m");
+    small_disk_mount("size=1m");
     run_sql("small/t.db", TABLE);
     write_rows(20000);
     load_output output = load_run("--db sqlite:small/t.db --into t --batch 500 --json --quiet f.csv");
@@ -85,7 +40,7 @@ START_TEST(a_full_disk_is_told_and_the_same_command_goes_on_when_there_is_room)
     ck_assert_str_eq(load_json_text(output, "outcome"), "rolled_back");
     int64_t loaded = load_json(output, "rows_loaded");
     ck_assert_int_lt(loaded, 20000);
-    ck_assert_msg(mount(NULL, "small", NULL, MS_REMOUNT, "size=20m") == 0, "%s", strerror(errno));
+    small_disk_remount(0, "size=20m");
     expect_rows_from_one(loaded);
     output = load_run("--db sqlite:small/t.db --into t --batch 500 --json f.csv");
     load_expect(output, 0);
@@ -98,10 +53,10 @@ END_TEST
 
 START_TEST(a_read_only_disk_is_told_and_nothing_is_done)
 {
-    mount_small_disk("size=1m");
+    small_disk_mount("size=1m");
     run_sql("small/t.db", TABLE);
     write_rows(10);
-    ck_assert_msg(mount(NULL, "small", NULL, MS_REMOUNT | MS_RDONLY, "size=1m") == 0, "%s", strerror(errno));
+    small_disk_remount(MS_RDONLY, "size=1m");
     load_expect_error(load_run("--db sqlite:small/t.db --into t --quiet f.csv"), 1, "small/t.db");
     load_expect_error(load_run("--db sqlite:small/new.db --schema f.csv --into t --quiet f.csv"), 1, "small/new.db");
     run_sql("t.db", TABLE);
@@ -112,7 +67,7 @@ END_TEST
 
 START_TEST(a_rejects_file_that_finds_no_room_is_told_and_the_old_one_stays)
 {
-    mount_small_disk("size=64k");
+    small_disk_mount("size=64k");
     run_sql("t.db", "CREATE TABLE t (a INTEGER CHECK (a < 0), b)");
     write_rows(2000);
     write_file("small/r.csv", "of the run before\n");
@@ -126,7 +81,7 @@ END_TEST
 
 START_TEST(a_copy_of_standard_input_that_finds_no_room_is_told)
 {
-    mount_small_disk("size=64k");
+    small_disk_mount("size=64k");
     run_sql("t.db", TABLE);
     write_rows(2000);
     char command[8192];
@@ -142,7 +97,7 @@ END_TEST
 
 int main(void)
 {
-    if (!can_mount()) {
+    if (!small_disk_is_allowed()) {
         puts("a tmpfs cannot be mounted here");
         return 77;
     }
