@@ -80,7 +80,8 @@
  *   one since the session began; the server keeps that in mind until the table is vacuumed. (Not seen: one that was put there, dropped and vacuumed
  *   away between COMMIT and the first try to resolve it, or comes between that and a COMMIT which arrives late.)
  *   PROBE runs a query of the caller's, which finds a row exactly when the transaction was committed, once the transaction is
- *   known to be over: it holds an advisory lock from its BEGIN on, which the resolver takes first.
+ *   known to be over: it holds an advisory lock from its BEGIN on, which the resolver takes first. It is asked in a new session, of which only the
+ *   client's encoding is set as in this one: what it names is to be found there too, whatever search_path, role or time zone is set here.
  *   READ ONLY transactions write no marker; their lost answer is IN_DOUBT with GUARD_NOTE_NO_ROW_WRITTEN, and so is with STATUS
  *   any transaction that had no number. A NOTIFY may have been sent, and another server may have rows (a foreign table, dblink). One that was made READ WRITE by SET TRANSACTION is seen as that.
  *
@@ -397,8 +398,8 @@ typedef struct guard_pq_tx_options {
     const char *probe; /* a SELECT that finds a row exactly when this transaction is committed */
     const char
         *probe_key; /* the probe's $1, as text; NULL: it has no parameter. Both must live until the transaction ended */
-    const char
-        *prepare_as; /* commit by PREPARE TRANSACTION under this name, below 200 bytes; outcome PREPARED. As long */
+    const char *
+        prepare_as; /* commit by PREPARE TRANSACTION under this name, below 200 bytes of the client's encoding; outcome PREPARED. As long */
     uint32_t reserved[8];
 } guard_pq_tx_options;
 

@@ -183,7 +183,9 @@ static int begin(guard_pq *pq, const guard_pq_tx_options *o, guard_error *error)
         return guard_pq_error_gone(error);
     }
     guard_pq_transaction_set(pq, o);
-    int code = begin_marker(pq, error);
+    char name[GUARD_PQ_NAME_LITERAL_MAX];
+    int code = guard_pq_name_literal(pq, name, error); /* better now than at COMMIT */
+    code = code != 0 ? code : begin_marker(pq, error);
     if (code != 0) {
         return code;
     }

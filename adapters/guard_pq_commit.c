@@ -105,7 +105,8 @@ static void read_one(guard_pq *pq, PGresult *result, answer *a)
     }
 }
 
-static const char *commit_sql(guard_pq *pq, char *sql, size_t size)
+/* `name` is that of PREPARE TRANSACTION, as a literal. */
+static const char *commit_sql(guard_pq *pq, const char *name, char *sql, size_t size)
 {
     int length = pq->t.marker == GUARD_PQ_MARKER_ROW ? guard_pq_marks_sql(pq, sql, size) : 0;
     if (pq->t.prepare_as == NULL && length == 0) {
@@ -115,19 +116,17 @@ static const char *commit_sql(guard_pq *pq, char *sql, size_t size)
         memcpy(sql + length, "COMMIT", sizeof("COMMIT"));
         return sql;
     }
-    char name[416]; /* 199 bytes, each doubled */
-    guard_pq_literal(name, sizeof(name), pq->t.prepare_as);
     snprintf(sql + length, size - (size_t)length, "PREPARE TRANSACTION %s", name);
     return sql;
 }
 
-static int send_commit(guard_pq *pq)
+static int send_commit(guard_pq *pq, const char *name)
 {
     char sql[GUARD_PQ_SQL_MAX + 512];
     if (pq->t.marker == GUARD_PQ_MARKER_ROW && pq->marks.prepared && pq->t.prepare_as == NULL) {
         return guard_pq_marks_send_commit(pq);
     }
-    return PQsendQuery(pq->conn, commit_sql(pq, sql, sizeof(sql)));
+    return PQsendQuery(pq->conn, commit_sql(pq, name, sql, sizeof(sql)));
 }
 
 /*
@@ -144,7 +143,7 @@ static void give_up(guard_pq *pq, answer *a)
     guard_pq_cut(pq);
 }
 
-static void ask(guard_pq *pq, answer *a)
+static void ask(guard_pq *pq, const char *name, answer *a)
 {
     guard_pq_deadline deadline = guard_pq_in(pq->t.commit_ms);
     PGresult *result;
@@ -153,7 +152,7 @@ static void ask(guard_pq *pq, answer *a)
     a->refused = a->kept_out = 0;
     memset(a->error.sqlstate, 0, sizeof(a->error.sqlstate));
     pq->local_only = 0;
-    if (!send_commit(pq)) {
+    if (!send_commit(pq, name)) {
         guard_pq_error_conn(pq->conn, &a->error, "sending COMMIT");
         a->has_error = 1;
         return;
@@ -328,12 +327,14 @@ static guard_outcome judge(guard_pq *pq, const answer *a, const char *xid, guard
 static guard_outcome commit_open(guard_pq *pq, guard_result *result)
 {
     char xid[24];
+    char name[GUARD_PQ_NAME_LITERAL_MAX];
     answer a;
-    if (look_at_mode(pq, &a.error) != 0 || read_xid(pq, xid, sizeof(xid), &a.error) != 0) {
+    if (look_at_mode(pq, &a.error) != 0 || guard_pq_name_literal(pq, name, &a.error) != 0 ||
+        read_xid(pq, xid, sizeof(xid), &a.error) != 0) {
         take_back(pq);
         return rolled_back(result, &a.error);
     }
-    ask(pq, &a);
+    ask(pq, name, &a);
     return judge(pq, &a, xid, result);
 }
 

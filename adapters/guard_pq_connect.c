@@ -82,11 +82,6 @@ int guard_pq_keywords_parse(guard_pq_keywords *keywords, const char *conninfo, g
     return code;
 }
 
-int guard_pq_keywords_of(guard_pq_keywords *keywords, PGconn *conn, guard_error *error)
-{
-    return take_options(keywords, PQconninfo(conn), error);
-}
-
 void guard_pq_keywords_set(guard_pq_keywords *keywords, const char *name, const char *value)
 {
     int i = 0;
@@ -103,6 +98,24 @@ void guard_pq_keywords_set(guard_pq_keywords *keywords, const char *name, const 
         keywords->names[keywords->count] = NULL;
         keywords->values[keywords->count] = NULL;
     }
+}
+
+/* PQclientEncoding has none for a connection that is lost. */
+int guard_pq_encoding(PGconn *conn)
+{
+    const char *name = PQparameterStatus(conn, "client_encoding");
+    return name != NULL ? pg_char_to_encoding(name) : -1;
+}
+
+/* With the encoding that the program has set since: names, keys and probes are written in it. */
+int guard_pq_keywords_of(guard_pq_keywords *keywords, PGconn *conn, guard_error *error)
+{
+    int code = take_options(keywords, PQconninfo(conn), error);
+    int encoding = guard_pq_encoding(conn);
+    if (code == 0 && encoding >= 0) {
+        guard_pq_keywords_set(keywords, "client_encoding", pg_encoding_to_char(encoding));
+    }
+    return code;
 }
 
 void guard_pq_keywords_close(guard_pq_keywords *keywords)

@@ -244,6 +244,8 @@ typedef struct guard_pq_keywords {
 /* The parts of a conninfo text (without the environment's), or of a connection (with them). To be closed. 0, or the error's code. */
 int guard_pq_keywords_parse(guard_pq_keywords *keywords, const char *conninfo, guard_error *error);
 int guard_pq_keywords_of(guard_pq_keywords *keywords, PGconn *conn, guard_error *error);
+/* The number of the client's encoding, also of a connection that is lost; -1: not known. */
+int guard_pq_encoding(PGconn *conn);
 void guard_pq_keywords_set(guard_pq_keywords *keywords, const char *name, const char *value);
 void guard_pq_keywords_close(guard_pq_keywords *keywords);
 
@@ -308,15 +310,20 @@ int guard_pq_query_of(guard_pq *pq, const char *sql, guard_pq_deadline deadline,
 /* PQgetResult. What the result says of the transaction under way is remembered; all results of a guard's own statements pass here. */
 PGresult *guard_pq_get_result(guard_pq *pq);
 void guard_pq_count_changes(guard_pq *pq, const PGresult *result);
+/* How quoted text is written on a connection. */
+typedef struct guard_pq_spelling {
+    int backslashes; /* they escape in plain quoted text, too */
+    int encoding;    /* guard_pq_encoding: a character's second byte may be a backslash */
+} guard_pq_spelling;
 /*
- * 1 when a statement of the text may end the transaction. `backslashes`: they escape in plain quoted text. `one_statement`: the text is
+ * 1 when a statement of the text may end the transaction. `one_statement`: the text is
  * one, or nothing that the server takes, so that its first word is enough. `execute`: EXECUTE may run what ends it.
  */
-int guard_pq_sql_may_end(const char *sql, int backslashes, int one_statement, int execute);
+int guard_pq_sql_may_end(const char *sql, const guard_pq_spelling *spelling, int one_statement, int execute);
 /* 1 when the text is one of the statements that read and write rows and nothing else: no COPY, no end of a transaction. */
 int guard_pq_sql_is_of_rows(const char *sql);
 /* 1 when a statement of the text is ROLLBACK AND CHAIN. */
-int guard_pq_sql_chains(const char *sql, int backslashes, int one_statement);
+int guard_pq_sql_chains(const char *sql, const guard_pq_spelling *spelling, int one_statement);
 /* Something was sent whose answers come one by one; sql NULL: a prepared statement. */
 void guard_pq_remember_sent(guard_pq *pq, const char *sql, int one_statement);
 extern const guard_kind guard_pq_result_kind;
@@ -443,8 +450,11 @@ void guard_pq_begin_or_panic(guard_pq *pq, const guard_place *place);
 int guard_pq_begin_open(guard_pq *pq, unsigned *statements);
 void guard_pq_begin_settle(guard_pq *pq, int code, const guard_error *error);
 
-/* 'text', for SQL; 0 when it does not fit. Single quotes and, as E'', backslashes are doubled. */
-int guard_pq_literal(char *to, size_t size, const char *text);
+/* 'text', for SQL: 0, or the error's code where it is no text of the connection's encoding, or does not fit. */
+int guard_pq_literal(PGconn *conn, char *to, size_t size, const char *text, guard_error *error);
+/* That of the name under which the transaction under way is to be prepared; "" where it is not. */
+#define GUARD_PQ_NAME_LITERAL_MAX 416 /* 199 bytes, each doubled */
+int guard_pq_name_literal(guard_pq *pq, char literal[GUARD_PQ_NAME_LITERAL_MAX], guard_error *error);
 
 /* ---------------------------------------------------------------------------------------------- advisory locks -- */
 

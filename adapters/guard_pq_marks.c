@@ -397,16 +397,19 @@ void guard_pq_marker_install_at(guard_pq *pq, const char *role, const guard_plac
 {
     char sql[GUARD_PQ_SQL_MAX];
     char quoted[160];
+    guard_error error;
     char literal[160];
     guard_pq_enter(pq, NULL, place);
     if (pq->conn != NULL && PQtransactionStatus(pq->conn) != PQTRANS_IDLE) {
         guard_impl_misuse(place, GUARD_MISUSE_STATE, "guard_pq_marker_install inside a transaction");
         return;
     }
-    if (role != NULL &&
-        (!quote_identifier(quoted, sizeof(quoted), role) || !guard_pq_literal(literal, sizeof(literal), role))) {
+    if (role != NULL && !quote_identifier(quoted, sizeof(quoted), role)) {
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "the role's name is too long");
         return;
+    }
+    if (role != NULL && pq->conn != NULL && guard_pq_literal(pq->conn, literal, sizeof(literal), role, &error) != 0) {
+        guard_impl_panic_error(place, &error);
     }
     if (!is_there(pq, place)) {
         snprintf(sql, sizeof(sql),

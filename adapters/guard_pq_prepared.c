@@ -179,11 +179,11 @@ static int run(guard_pq *pq, second_phase *p)
 
 static void end_prepared(guard_pq *pq, const char *verb, const char *done, const char *name, const guard_place *place)
 {
-    char literal[416];
+    char literal[GUARD_PQ_NAME_LITERAL_MAX];
     guard_pq_call call;
     second_phase p = {.verb = verb, .done = done, .name = name};
     guard_pq_enter(pq, NULL, place);
-    if (name == NULL || strnlen(name, 200) == 200 || !guard_pq_literal(literal, sizeof(literal), name)) {
+    if (name == NULL || strnlen(name, 200) == 200) {
         guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "a prepared transaction's name has less than 200 bytes");
         return;
     }
@@ -191,9 +191,13 @@ static void end_prepared(guard_pq *pq, const char *verb, const char *done, const
         guard_impl_misuse(place, GUARD_MISUSE_STATE, "%s inside a transaction", verb);
         return;
     }
-    snprintf(p.sql, sizeof(p.sql), "%s %s", verb, literal);
     guard_pq_call_begin(pq, &call);
-    int code = run(pq, &p);
+    int code = pq->conn == NULL ? guard_pq_error_gone(&p.error)
+                                : guard_pq_literal(pq->conn, literal, sizeof(literal), name, &p.error);
+    if (code == 0) {
+        snprintf(p.sql, sizeof(p.sql), "%s %s", verb, literal);
+        code = run(pq, &p);
+    }
     guard_pq_call_end(pq, &call);
     if (code != 0) {
         guard_impl_panic_error(place, &p.error);

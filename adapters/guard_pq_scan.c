@@ -18,10 +18,17 @@
 #include <string.h>
 #include <strings.h>
 
-/* Behind the closing quote, or the end of the text. */
-static const char *skip_quoted(const char *at, char quote, int backslashes)
+/* Bytes of a character; of one that the text's end cuts off, those that are there. */
+static size_t width(const char *at, int encoding)
 {
-    for (at++; *at != '\0'; at++) {
+    int bytes = (unsigned char)*at >= 0x80 ? PQmblen(at, encoding) : 1;
+    return bytes > 1 ? strnlen(at, (size_t)bytes) : 1;
+}
+
+/* Behind the closing quote, or the end of the text. */
+static const char *skip_quoted(const char *at, char quote, int backslashes, int encoding)
+{
+    for (at++; *at != '\0'; at += width(at, encoding)) {
         if (*at == '\\' && backslashes && at[1] != '\0') {
             at++;
         } else if (*at == quote) {
@@ -47,11 +54,11 @@ static const char *continuation(const char *at)
 }
 
 /* E'...': backslashes escape in it, and in what continues it, which has no E. */
-static const char *skip_escaped(const char *at)
+static const char *skip_escaped(const char *at, int encoding)
 {
-    const char *end = skip_quoted(at, '\'', 1);
+    const char *end = skip_quoted(at, '\'', 1, encoding);
     while ((at = continuation(end)) != NULL) {
-        end = skip_quoted(at, '\'', 1);
+        end = skip_quoted(at, '\'', 1, encoding);
     }
     return end;
 }
@@ -110,7 +117,7 @@ static int is_word(const char *at, size_t length, const char *word)
 /* A walk over the words of a text that are not quoted. */
 typedef struct walk {
     const char *at;
-    int backslashes;  /* they escape in plain quoted text */
+    const guard_pq_spelling *spelling;
     int fresh;        /* nothing of the statement has been seen yet */
     int begins;       /* the word is its statement's first */
     const char *word; /* and its length */
@@ -131,12 +138,12 @@ static int next_word(walk *w)
             w->fresh = 0;
             w->word = at;
             w->length = length;
-            w->at = escapes ? skip_escaped(at + 1) : at + length;
+            w->at = escapes ? skip_escaped(at + 1, w->spelling->encoding) : at + length;
             return 1;
         } else if (*at == '\'') {
-            at = skip_quoted(at, '\'', w->backslashes);
+            at = skip_quoted(at, '\'', w->spelling->backslashes, w->spelling->encoding);
         } else if (*at == '"') {
-            at = skip_quoted(at, '"', 0);
+            at = skip_quoted(at, '"', 0, w->spelling->encoding);
         } else if (at[0] == '-' && at[1] == '-') {
             at += strcspn(at, "\n\r");
         } else if (at[0] == '/' && at[1] == '*') {
@@ -156,9 +163,9 @@ static int begins_an_end(const walk *w, int execute)
            is_word(w->word, w->length, "prepare") || (execute && is_word(w->word, w->length, "execute"));
 }
 
-int guard_pq_sql_may_end(const char *sql, int backslashes, int one_statement, int execute)
+int guard_pq_sql_may_end(const char *sql, const guard_pq_spelling *spelling, int one_statement, int execute)
 {
-    walk w = {.at = sql, .backslashes = backslashes, .fresh = 1};
+    walk w = {.at = sql, .spelling = spelling, .fresh = 1};
     while (next_word(&w)) {
         if (w.begins && begins_an_end(&w, execute)) {
             return 1;
@@ -170,9 +177,9 @@ int guard_pq_sql_may_end(const char *sql, int backslashes, int one_statement, in
     return 0;
 }
 
-int guard_pq_sql_chains(const char *sql, int backslashes, int one_statement)
+int guard_pq_sql_chains(const char *sql, const guard_pq_spelling *spelling, int one_statement)
 {
-    walk w = {.at = sql, .backslashes = backslashes, .fresh = 1};
+    walk w = {.at = sql, .spelling = spelling, .fresh = 1};
     int rolls_back = 0;
     int and = 0;
     while (next_word(&w)) {

@@ -216,20 +216,23 @@ static int send_request(guard_pq *pq, const request *r)
     return PQsendPrepare(pq->conn, r->name, r->sql, p->count, p->types);
 }
 
-static int backslashes_escape(guard_pq *pq)
+static guard_pq_spelling spelling_of(guard_pq *pq)
 {
     const char *standard = PQparameterStatus(pq->conn, "standard_conforming_strings");
-    return standard != NULL && strcmp(standard, "off") == 0;
+    guard_pq_spelling spelling = {standard != NULL && strcmp(standard, "off") == 0, guard_pq_encoding(pq->conn)};
+    return spelling;
 }
 
 static int may_end(guard_pq *pq, const char *sql, int one_statement)
 {
-    return guard_pq_sql_may_end(sql, backslashes_escape(pq), one_statement, pq->prepared_end);
+    guard_pq_spelling spelling = spelling_of(pq);
+    return guard_pq_sql_may_end(sql, &spelling, one_statement, pq->prepared_end);
 }
 
 static int chains(guard_pq *pq, const char *sql, int one_statement)
 {
-    return guard_pq_sql_chains(sql, backslashes_escape(pq), one_statement);
+    guard_pq_spelling spelling = spelling_of(pq);
+    return guard_pq_sql_chains(sql, &spelling, one_statement);
 }
 
 void guard_pq_remember_sent(guard_pq *pq, const char *sql, int one_statement)

@@ -40,26 +40,28 @@ guard_tx_status guard_pq_status(void *connection)
 
 /* -------------------------------------------------------------------------------------------------- text -- */
 
-int guard_pq_literal(char *to, size_t size, const char *text)
+/* libpq knows which bytes are a part of a character in the connection's encoding. Its blank in front of E'' is left out. */
+int guard_pq_literal(PGconn *conn, char *to, size_t size, const char *text, guard_error *error)
 {
-    size_t length = 0;
-    if (size < 4) {
-        return 0;
+    char *literal = PQescapeLiteral(conn, text, strlen(text));
+    if (literal == NULL) {
+        return guard_pq_error_conn(conn, error, "quoting a name");
     }
-    to[length++] = 'E';
-    to[length++] = '\'';
-    for (; *text != '\0'; text++) {
-        if (length + 4 > size) {
-            return 0;
-        }
-        if (*text == '\'' || *text == '\\') {
-            to[length++] = *text;
-        }
-        to[length++] = *text;
+    int length = snprintf(to, size, "%s", literal + (literal[0] == ' '));
+    PQfreemem(literal);
+    if (length < 0 || (size_t)length >= size) {
+        guard_error_set(error, GUARD_PQ, GUARD_PQ_CLIENT, "the name is too long");
+        return error->code;
     }
-    to[length++] = '\'';
-    to[length] = '\0';
-    return 1;
+    return 0;
+}
+
+int guard_pq_name_literal(guard_pq *pq, char literal[GUARD_PQ_NAME_LITERAL_MAX], guard_error *error)
+{
+    literal[0] = '\0';
+    return pq->t.prepare_as == NULL
+               ? 0
+               : guard_pq_literal(pq->conn, literal, GUARD_PQ_NAME_LITERAL_MAX, pq->t.prepare_as, error);
 }
 
 /* --------------------------------------------------------------------------------------------- savepoints -- */
