@@ -33,6 +33,12 @@
  *
  *   exit(3) runs nothing unless GUARD_AT_EXIT was asked for; _exit(2), abort(3) and SIGKILL never do.
  *
+ * PLUGINS
+ *
+ *   What a shared object has registered names its functions and its places. Linked by the flags of guard.pc it stays mapped after dlclose(3) (-z nodelete,
+ *   as the library itself), and all of it can still run; loading it again gives the same one. Without that flag a dlclose with something registered is
+ *   a crash when the scope ends, or at a dump: it can be neither refused nor seen here.
+ *
  * FIBERS
  *
  *   Code that switches stacks itself (makecontext, a coroutine library) gives each fiber a guard_stack and swaps it beside its own.
