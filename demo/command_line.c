@@ -67,5 +67,9 @@ const char *command_line_database(const char *uri, int *postgres)
     if (strcmp(path, ":memory:") == 0) {
         guard_panic(EXIT_USAGE, "--db %s would be gone when the program ends", uri);
     }
+    /* Where SQLite is built so (Debian's is), it takes such a name for a URI, which may name a database in memory. */
+    if (strncmp(path, "file:", 5) == 0) {
+        guard_panic(EXIT_USAGE, "--db sqlite: takes a path, no URI; a file of this name is sqlite:./%s", path);
+    }
     return path;
 }

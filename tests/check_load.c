@@ -326,6 +326,7 @@ START_TEST(wrong_usage_is_told_with_status_2)
         {"--db x.db --into t f.csv", "x.db"},
         {"--db sqlite: --into t f.csv", "sqlite:"},
         {"--db sqlite::memory: --into t f.csv", ":memory:"},
+        {"--db sqlite:file:x?mode=memory --into t f.csv", "sqlite:./file:x?mode=memory"},
         {"--into t -", "--name"},
         {"--into t - - --name x", "twice"},
         {"--into t --name x f.csv", "--name"},
