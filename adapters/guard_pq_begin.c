@@ -84,6 +84,13 @@ void guard_pq_transaction_set(guard_pq *pq, const guard_pq_tx_options *o)
     }
 }
 
+/* Better now than at COMMIT. */
+static __attribute__((noinline)) int check_name(guard_pq *pq, guard_error *error)
+{
+    char name[GUARD_PQ_NAME_LITERAL_MAX];
+    return guard_pq_name_literal(pq, name, error);
+}
+
 /* What has to be there before BEGIN, so that COMMIT can be resolved. */
 static int begin_marker(guard_pq *pq, guard_error *error)
 {
@@ -183,8 +190,7 @@ static int begin(guard_pq *pq, const guard_pq_tx_options *o, guard_error *error)
         return guard_pq_error_gone(error);
     }
     guard_pq_transaction_set(pq, o);
-    char name[GUARD_PQ_NAME_LITERAL_MAX];
-    int code = guard_pq_name_literal(pq, name, error); /* better now than at COMMIT */
+    int code = GUARD_IMPL_UNLIKELY(pq->t.prepare_as != NULL) ? check_name(pq, error) : 0;
     code = code != 0 ? code : begin_marker(pq, error);
     if (code != 0) {
         return code;

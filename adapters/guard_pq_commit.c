@@ -105,7 +105,7 @@ static void read_one(guard_pq *pq, PGresult *result, answer *a)
     }
 }
 
-/* `name` is that of PREPARE TRANSACTION, as a literal. */
+/* `name` is that of PREPARE TRANSACTION, as a literal, and is not looked at where there is none. */
 static const char *commit_sql(guard_pq *pq, const char *name, char *sql, size_t size)
 {
     int length = pq->t.marker == GUARD_PQ_MARKER_ROW ? guard_pq_marks_sql(pq, sql, size) : 0;
@@ -329,7 +329,8 @@ static guard_outcome commit_open(guard_pq *pq, guard_result *result)
     char xid[24];
     char name[GUARD_PQ_NAME_LITERAL_MAX];
     answer a;
-    if (look_at_mode(pq, &a.error) != 0 || guard_pq_name_literal(pq, name, &a.error) != 0 ||
+    if (look_at_mode(pq, &a.error) != 0 ||
+        (pq->t.prepare_as != NULL && guard_pq_name_literal(pq, name, &a.error) != 0) ||
         read_xid(pq, xid, sizeof(xid), &a.error) != 0) {
         take_back(pq);
         return rolled_back(result, &a.error);

@@ -452,7 +452,7 @@ void guard_pq_begin_settle(guard_pq *pq, int code, const guard_error *error);
 
 /* 'text', for SQL: 0, or the error's code where it is no text of the connection's encoding, or does not fit. */
 int guard_pq_literal(PGconn *conn, char *to, size_t size, const char *text, guard_error *error);
-/* That of the name under which the transaction under way is to be prepared; "" where it is not. */
+/* That of the name under which the transaction under way is to be prepared. */
 #define GUARD_PQ_NAME_LITERAL_MAX 416 /* 199 bytes, each doubled */
 int guard_pq_name_literal(guard_pq *pq, char literal[GUARD_PQ_NAME_LITERAL_MAX], guard_error *error);
 

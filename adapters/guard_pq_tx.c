@@ -58,10 +58,7 @@ int guard_pq_literal(PGconn *conn, char *to, size_t size, const char *text, guar
 
 int guard_pq_name_literal(guard_pq *pq, char literal[GUARD_PQ_NAME_LITERAL_MAX], guard_error *error)
 {
-    literal[0] = '\0';
-    return pq->t.prepare_as == NULL
-               ? 0
-               : guard_pq_literal(pq->conn, literal, GUARD_PQ_NAME_LITERAL_MAX, pq->t.prepare_as, error);
+    return guard_pq_literal(pq->conn, literal, GUARD_PQ_NAME_LITERAL_MAX, pq->t.prepare_as, error);
 }
 
 /* --------------------------------------------------------------------------------------------- savepoints -- */
