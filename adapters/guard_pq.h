@@ -82,8 +82,10 @@
  *   PROBE runs a query of the caller's, which finds a row exactly when the transaction was committed, once the transaction is
  *   known to be over: it holds an advisory lock from its BEGIN on, which the resolver takes first. It is asked in a new session, of which only the
  *   client's encoding is set as in this one: what it names is to be found there too, whatever search_path, role or time zone is set here.
- *   READ ONLY transactions write no marker; their lost answer is IN_DOUBT with GUARD_NOTE_NO_ROW_WRITTEN, and so is with STATUS
- *   any transaction that had no number. A NOTIFY may have been sent, and another server may have rows (a foreign table, dblink). One that was made READ WRITE by SET TRANSACTION is seen as that.
+ *   READ ONLY transactions write no marker; their lost answer is IN_DOUBT, with GUARD_NOTE_NO_ROW_WRITTEN on a standby and from PostgreSQL 16 on.
+ *   A primary before that takes large objects in them (lo_put and the like): the note is told only with STATUS, which asks for the transaction's
+ *   number. With STATUS the note is that of any transaction that has none. A NOTIFY may have been sent, and another server may have rows (a
+ *   foreign table, dblink). One that was made READ WRITE by SET TRANSACTION is seen as that.
  *
  *   A resolved COMMITTED has GUARD_NOTE_LOCAL_ONLY where the server has synchronous_standby_names: what they have is not known.
  *

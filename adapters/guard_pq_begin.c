@@ -28,7 +28,8 @@ void guard_pq_transaction_clear(guard_pq *pq)
     t->retry = 0;
     t->ended = GUARD_OPEN;
     t->begin = GUARD_PQ_BEGUN;
-    t->over = t->was_set = t->savepoints = t->may_be_over = t->may_chain = t->has_sign = t->sign_inside = t->warned = 0;
+    t->over = t->was_set = t->savepoints = t->may_be_over = t->may_chain = t->has_sign = t->sign_inside =
+        t->numberless = t->warned = 0;
     t->unwarned = pq->adopted;
 }
 

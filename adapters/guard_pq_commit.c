@@ -21,6 +21,7 @@
 #include "guard_pq_internal.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static guard_outcome rolled_back(guard_result *result, const guard_error *error)
@@ -194,6 +195,18 @@ static guard_outcome resolve(guard_pq *pq, const char *token, guard_result *resu
 }
 
 /*
+ * Of a read-only transaction. Up to version 15 the server takes large objects in it, but for a standby's, which can write nothing. (Rows of a
+ * temporary table, which it takes too, are lost with the session, whatever the outcome.)
+ */
+static int refuses_rows(guard_pq *pq)
+{
+    /* PQserverVersion has none for a connection that is lost. */
+    const char *version = pq->conn != NULL ? PQparameterStatus(pq->conn, "server_version") : NULL;
+    const char *standby = pq->conn != NULL ? PQparameterStatus(pq->conn, "in_hot_standby") : NULL;
+    return (version != NULL && strtol(version, NULL, 10) >= 16) || (standby != NULL && strcmp(standby, "on") == 0);
+}
+
+/*
  * The answer is lost. Nothing more is to come over this wire, and the session's id is not used again: its rows are the
  * resolver's from here on.
  */
@@ -204,7 +217,7 @@ static guard_outcome in_doubt(guard_pq *pq, const guard_error *cause, const char
     guard_error *error = &result->error;
     guard_pq_cut(pq);
     guard_pq_token_write(pq, xid, token);
-    if (pq->t.read_only || (pq->t.marker == GUARD_PQ_MARKER_STATUS && xid[0] == '\0')) {
+    if (pq->t.numberless || (pq->t.read_only && refuses_rows(pq))) {
         result->notes |= GUARD_NOTE_NO_ROW_WRITTEN;
     }
     guard_outcome outcome = resolve(pq, token, result, &why);
@@ -278,13 +291,16 @@ static int read_xid(guard_pq *pq, char *xid, size_t size, guard_error *error)
     PGresult *rows = NULL;
     xid[0] = '\0';
     int prepares = pq->t.prepare_as != NULL;
-    if (pq->t.marker != GUARD_PQ_MARKER_STATUS && !prepares) {
+    int writes_all_the_same = pq->t.read_only && pq->t.wanted == GUARD_PQ_MARKER_STATUS && !refuses_rows(pq);
+    if (pq->t.marker != GUARD_PQ_MARKER_STATUS && !prepares && !writes_all_the_same) {
         return 0;
     }
     int code = guard_pq_query(pq, prepares ? "SELECT pg_current_xact_id()" : "SELECT pg_current_xact_id_if_assigned()",
                               pq->t.commit_ms, &rows, error);
     if (code == 0 && PQntuples(rows) == 1) {
         snprintf(xid, size, "%s", PQgetvalue(rows, 0, 0));
+        pq->t.numberless = xid[0] == '\0';
+        pq->t.marker = writes_all_the_same && !pq->t.numberless ? pq->t.wanted : pq->t.marker;
     }
     PQclear(rows);
     return code;

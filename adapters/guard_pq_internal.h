@@ -110,6 +110,7 @@ typedef struct guard_pq_transaction {
     const char *probe, *probe_key, *prepare_as;
     uint64_t lock;   /* PROBE: the advisory lock's key */
     int wanted;      /* the marker that was asked for, also where read_only made it NONE */
+    int numberless;  /* asked at COMMIT: it has no number, so that it has written no row */
     int was_set;     /* a SET has been seen: read_only may not be so any more */
     int savepoints;  /* one may be open */
     int may_be_over; /* SQL was sent that may end it, and its answer is lost or not read yet */

@@ -513,7 +513,7 @@ static void only_read(guard_tx *tx, void *arg)
     cut_the_wire(w);
 }
 
-static void check_no_row_written(guard_tx_fn *body, const guard_pq_tx_options *options)
+static void check_note(guard_tx_fn *body, const guard_pq_tx_options *options, int expected)
 {
     GUARD_AUTO(s);
     open_proxy();
@@ -524,22 +524,77 @@ static void check_no_row_written(guard_tx_fn *body, const guard_pq_tx_options *o
     w.pq = guard_pq_open(s, wire_proxy_conninfo(proxy), NULL);
     w.wire = wire_proxy_connections(proxy);
     ck_assert_int_eq(guard_pq_transact(w.pq, body, &w, options, &w.result), GUARD_IN_DOUBT);
-    ck_assert(w.result.notes & GUARD_NOTE_NO_ROW_WRITTEN);
+    ck_assert_int_eq((w.result.notes & GUARD_NOTE_NO_ROW_WRITTEN) != 0, expected);
     wire_proxy_close(proxy);
 }
 
 START_TEST(a_lost_commit_without_a_number_is_in_doubt_but_no_row_was_written)
 {
     guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_STATUS};
-    check_no_row_written(only_notify, &options);
+    check_note(only_notify, &options, 1);
 }
 END_TEST
 
-START_TEST(a_lost_commit_of_a_read_only_transaction_wrote_no_row_and_no_marker)
+/* From 16 on the server refuses to write large objects in it. */
+static int server_refuses_large_objects(void)
 {
-    guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_ROW, .flags = GUARD_PQ_READ_ONLY};
-    check_no_row_written(only_read, &options);
-    ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker"), 1); /* the table's own */
+    return server_number("SELECT (current_setting('server_version_num')::int >= 160000)::int") == 1;
+}
+
+START_TEST(a_lost_commit_of_a_read_only_transaction_wrote_no_marker_and_says_that_no_row_was_written_where_that_is_sure)
+{
+    static const int markers[] = {GUARD_PQ_MARKER_NONE, GUARD_PQ_MARKER_ROW, GUARD_PQ_MARKER_STATUS};
+    for (size_t i = 0; i < sizeof markers / sizeof *markers; i++) {
+        guard_pq_tx_options options = {.marker = markers[i], .flags = GUARD_PQ_READ_ONLY};
+        check_note(only_read, &options, markers[i] == GUARD_PQ_MARKER_STATUS || server_refuses_large_objects());
+        ck_assert_int_eq(server_number("SELECT count(*) FROM guard_marker"), 1); /* the table's own */
+    }
+}
+END_TEST
+
+static void write_large_object(guard_tx *tx, void *arg)
+{
+    work *w = arg;
+    guard_pq_exec(NULL, guard_pq_of(tx), "SELECT lo_create(4242)");
+    w->n = 0;
+    w->direction = WIRE_TO_CLIENT;
+    w->how = WIRE_FIN | WIRE_DRAIN;
+    cut_the_wire(w);
+}
+
+static void only_make_large_object(guard_tx *tx, void *arg)
+{
+    guard_pq_exec(NULL, guard_pq_of(tx), "SELECT lo_create(4243)");
+    cut_the_wire(arg);
+}
+
+START_TEST(a_lost_commit_of_a_large_object_in_a_read_only_transaction_does_not_say_that_no_row_was_written)
+{
+    static const int markers[] = {GUARD_PQ_MARKER_NONE, GUARD_PQ_MARKER_ROW};
+    for (size_t i = 0; i < sizeof markers / sizeof *markers && !server_refuses_large_objects(); i++) {
+        guard_pq_tx_options options = {.marker = markers[i], .flags = GUARD_PQ_READ_ONLY};
+        server_run("SELECT lo_unlink(oid) FROM pg_largeobject_metadata WHERE oid = 4242");
+        check_note(write_large_object, &options, 0);
+        server_wait("SELECT count(*) FROM pg_largeobject_metadata WHERE oid = 4242", 1);
+    }
+}
+END_TEST
+
+START_TEST(a_lost_commit_of_a_read_only_transaction_with_a_number_has_its_status_looked_up)
+{
+    GUARD_AUTO(s);
+    if (server_refuses_large_objects()) {
+        return;
+    }
+    open_proxy();
+    work w = {.direction = WIRE_TO_SERVER, .n = XID_QUERY_BYTES + 1, .how = WIRE_RST};
+    guard_pq_tx_options options = {.marker = GUARD_PQ_MARKER_STATUS, .flags = GUARD_PQ_READ_ONLY};
+    w.pq = guard_pq_open(s, wire_proxy_conninfo(proxy), NULL);
+    w.wire = wire_proxy_connections(proxy);
+    ck_assert_int_eq(guard_pq_transact(w.pq, only_make_large_object, &w, &options, &w.result), GUARD_ROLLED_BACK);
+    ck_assert(w.result.notes & GUARD_NOTE_RESOLVED);
+    ck_assert_int_eq(server_number("SELECT count(*) FROM pg_largeobject_metadata WHERE oid = 4243"), 0);
+    wire_proxy_close(proxy);
 }
 END_TEST
 
@@ -702,7 +757,9 @@ int main(void)
         hooks_of_a_transaction_in_doubt_run_when_its_handle_is_resolved,
         a_session_that_was_in_doubt_gets_another_id,
         a_lost_commit_without_a_number_is_in_doubt_but_no_row_was_written,
-        a_lost_commit_of_a_read_only_transaction_wrote_no_row_and_no_marker,
+        a_lost_commit_of_a_read_only_transaction_wrote_no_marker_and_says_that_no_row_was_written_where_that_is_sure,
+        a_lost_commit_of_a_large_object_in_a_read_only_transaction_does_not_say_that_no_row_was_written,
+        a_lost_commit_of_a_read_only_transaction_with_a_number_has_its_status_looked_up,
         a_backend_that_is_terminated_while_commit_waits_is_resolved_and_resolving_does_not_hang,
         a_backend_that_is_killed_while_commit_waits_is_resolved,
         a_commit_whose_wait_for_a_standby_is_cancelled_is_committed_on_this_server_only,
