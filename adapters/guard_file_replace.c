@@ -378,7 +378,8 @@ guard_file_replace *guard_impl_file_replace_begin(guard_scope *scope, const char
         file_name name = replace->name;
         guard_deallocate(replace);
         errno = error;
-        guard_impl_panic_os(place, "cannot replace %s", name.text);
+        guard_impl_panic_os(place, "cannot replace %s%s", name.text,
+                            error == EINVAL ? ", which is no regular file" : "");
     }
     guard_impl_file_register(scope, &replace_kind, replace, NULL, place);
     return replace;

@@ -259,6 +259,7 @@ START_TEST(what_is_no_regular_file_is_refused_by_name)
         char quoted[64];
         snprintf(quoted, sizeof quoted, "\"%s\"", refused[i].path);
         ck_assert_has(error.message, quoted);
+        ck_assert_int_eq(strstr(error.message, "no regular file") != NULL, refused[i].code == EINVAL);
     }
     char name[300];
     memset(name, 'n', sizeof name);
