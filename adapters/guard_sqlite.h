@@ -341,6 +341,10 @@ GUARD_API guard_outcome guard_sqlite_resolve_at(guard_sqlite *db, const char *to
  * of this library that ran it; where the program ran the statement with the raw handle, the panic is noted (guard_note) and
  * SQLite gets its message. Results are set with sqlite3_result_... on `context`. `flags`: SQLITE_UTF8, SQLITE_DETERMINISTIC, ...
  *
+ * pthread_exit(3) in it first lets SQLite return, and the statement fail: the thread then goes on to exit from the call of this library that ran
+ * it, with its scopes run and no lock left (glibc 2.36 and later, not under ThreadSanitizer). Where the program ran the statement with the raw handle,
+ * or gave SQLite the function itself, nobody can do so, and the handle's mutex stays locked for ever.
+ *
  * It is there as long as the connection (or adoption) is. A function of the same name on an adopted handle is replaced and does not
  * come back.
  */

@@ -66,6 +66,7 @@ int64_t guard_sqlite_query_int64_at(guard_sqlite *db, const char *sql, int64_t m
 /* ---------------------------------------------------------------------------------------------- callbacks */
 
 typedef struct row_call {
+    guard_sqlite *db;
     guard_sqlite_row_fn *row;
     void *arg;
     int columns;
@@ -88,13 +89,13 @@ static int row_border(void *arg, int columns, char **texts, char **names)
     call->columns = columns;
     call->texts = texts;
     call->names = names;
-    return guard_latch_run(&call->latch, run_row, call) != 0 || call->answer != 0;
+    return guard_sqlite_border(call->db, &call->latch, run_row, call) != 0 || call->answer != 0;
 }
 
 int guard_sqlite_exec_rows_at(guard_sqlite *db, const char *sql, guard_sqlite_row_fn *row, void *arg,
                               const guard_place *place)
 {
-    row_call call = {.row = row, .arg = arg};
+    row_call call = {.db = db, .row = row, .arg = arg};
     if (!check_exec(db, sql, place) || !guard_sqlite_may_run(db, place)) {
         return 0;
     }
@@ -108,8 +109,8 @@ int guard_sqlite_exec_rows_at(guard_sqlite *db, const char *sql, guard_sqlite_ro
     if (strchr(sql, ';') == NULL) {
         guard_sqlite_note_end(db, rc); /* of several, a former one may have been a COMMIT */
     }
-    guard_latch_raise(&call.latch);
-    guard_latch_raise(&db->latch);
+    guard_sqlite_latch_raise(db, &call.latch);
+    guard_sqlite_latch_raise(db, &db->latch);
     if ((rc & 0xff) == SQLITE_ABORT && call.answer != 0) {
         return call.answer;
     }

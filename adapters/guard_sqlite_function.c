@@ -48,7 +48,7 @@ static void run_in_border(call *c, guard_fn *fn)
         return;
     }
     db->inside++;
-    int failed = guard_latch_run(&db->latch, fn, c);
+    int failed = guard_sqlite_border(db, &db->latch, fn, c);
     db->inside--;
     if (failed != 0) {
         sqlite3_result_error(c->context, db->latch.error.message, -1);
@@ -121,7 +121,7 @@ static int compare_border(void *arg, int a_length, const void *a, int b_length, 
 {
     sql_function *function = arg;
     comparison c = {function, a_length, a, b_length, b, 0};
-    if (function->db != NULL && guard_latch_run(&function->db->latch, run_compare, &c) != 0) {
+    if (function->db != NULL && guard_sqlite_border(function->db, &function->db->latch, run_compare, &c) != 0) {
         sqlite3_interrupt(function->db->raw);
         drop_unclaimed(function->db);
         return 0;

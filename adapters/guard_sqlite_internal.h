@@ -65,6 +65,7 @@ struct guard_sqlite {
     int waiting;        /* `wait` belongs to a BEGIN or COMMIT */
     busy_wait wait;
     guard_latch latch; /* of user functions */
+    int exiting;       /* and it is no panic: the thread ends */
     sqlite3_stmt *control[CONTROL_COUNT];
     guard_sqlite_stmt *statements;
     guard_sqlite_blob *blobs;
@@ -287,6 +288,10 @@ int guard_sqlite_write_marker(guard_sqlite *db);
 void guard_sqlite_make_token(const guard_sqlite *db, char token[GUARD_TOKEN_SIZE]);
 guard_outcome guard_sqlite_resolve_now(guard_sqlite *db, const char *token, const guard_sqlite_tx_options *options,
                                        guard_error *error);
+
+/* guard_sqlite_exit.c: guard_latch_run and guard_latch_raise; pthread_exit in fn is raised too. */
+int guard_sqlite_border(guard_sqlite *db, guard_latch *latch, guard_fn *fn, void *arg);
+void guard_sqlite_latch_raise(guard_sqlite *db, guard_latch *latch);
 
 /* guard_sqlite_function.c, _blob.c, _backup.c: when the connection closes. */
 void guard_sqlite_remove_functions(guard_sqlite *db);

@@ -206,7 +206,7 @@ int guard_sqlite_prepare_into(guard_sqlite_stmt *stmt, guard_sqlite *db, const c
     if (GUARD_IMPL_UNLIKELY(db->latch.code != 0)) {
         /* The planner may evaluate a deterministic function. */
         guard_sqlite_call_finalize(raw);
-        guard_latch_raise(&db->latch);
+        guard_sqlite_latch_raise(db, &db->latch);
     }
     if (rc != SQLITE_OK) {
         guard_sqlite_raise(db, rc, text, place);
@@ -316,7 +316,7 @@ static void GUARD_NORETURN fail_step(guard_sqlite *db, guard_sqlite_stmt *stmt, 
     guard_sqlite_note_end(db, rc);
     guard_sqlite_call_reset(stmt->raw);
     set_stepped(stmt, 0);
-    guard_latch_raise(&db->latch);
+    guard_sqlite_latch_raise(db, &db->latch);
     guard_sqlite_raise_cancel(rc, place);
     guard_impl_panic_error(place, &error);
     __builtin_unreachable();

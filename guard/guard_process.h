@@ -86,7 +86,7 @@ GUARD_API void guard_child_adopt(guard_scope *scope);
  * older one recovers is fatal; recovered or not, the thread still ends. In the main thread the process lives on
  * until its other threads have ended; the library's own do not count (but where there is no /proc). In a callback of a library that an
  * adapter has called (a function of SQLite's) it is misuse, and panics in any case: that library would never return. pthread_exit(3) there is
- * not seen, and leaves the library's locks locked.
+ * not seen, and leaves the library's locks locked; but for SQLite's functions, see guard_sqlite.h.
  */
 GUARD_API void guard_exit_thread(void) GUARD_NORETURN;
 
