@@ -297,6 +297,10 @@ START_TEST(what_cannot_be_done_is_said_in_one_line_without_a_password)
     load_expect_error(load_run(DB "--into pg_stat_activity --quiet f.csv"), 1, "is not a table");
     load_expect_error(load_run("--db sqlite:x.db --workers 2 --into t f.csv"), 2, "--workers is for PostgreSQL");
     load_expect_error(load_run("--db mysql://u:secret@h/d --into t f.csv"), 2, "\"mysql\"");
+    make_table("CREATE TABLE t(a int); CREATE ROLE plain LOGIN; GRANT ALL ON t TO plain");
+    write_file("one.csv", "a\n1\n");
+    load_expect_error(load_run("--db user=plain --into t --quiet one.csv"), 1,
+                      "permission denied for schema public (the role needs CREATE");
     load_output output = load_run("--db postgresql://u:secret@127.0.0.1:1/d --into t --quiet f.csv");
     load_expect(output, 1);
     ck_assert_ptr_null(strstr(output.err, "secret"));

@@ -8,6 +8,8 @@
 
 #include "schema.h"
 
+#define INSUFFICIENT_PRIVILEGE "42501"
+
 /* `name` as an SQL identifier; memory is the scope's. */
 static const char *identifier(guard_scope *scope, load_target *target, const char *name)
 {
@@ -86,14 +88,27 @@ static int has_table(guard_scope *scope, load_target *target)
     return search.found;
 }
 
+static void install(void *pq)
+{
+    pq_record_install(pq);
+}
+
 /* Also the loader's own tables. */
 static void prepare_tables(guard_tx *tx, void *arg)
 {
     table_search *search = arg;
     find_table(tx, search);
-    if (search->found) {
-        pq_record_install(guard_pq_of(tx));
+    guard_error error;
+    if (!search->found || guard_run(install, guard_pq_of(tx), &error) == 0) {
+        return;
     }
+    if (strcmp(error.sqlstate, INSUFFICIENT_PRIVILEGE) == 0) {
+        guard_panic(EXIT_FAILED,
+                    "the loader's own tables cannot be made: %s (the role needs CREATE in the first schema of its "
+                    "search_path, or these must be there; see guard-load(1))",
+                    error.message);
+    }
+    guard_panic_error(&error);
 }
 
 /* ------------------------------------------------------------------------------------------------ schema -- */
