@@ -48,7 +48,8 @@
  *   - COMMIT, END and ROLLBACK as SQL through this library are misuse, BEGIN is SQLite's error. Sent behind its back with the raw
  *     handle, the outcome is IN_DOUBT with GUARD_NOTE_ENDED_ELSEWHERE unless it is known. What the program then begins with the raw
  *     handle is its own: the guard does not end it. Of an adopted handle this is found out when the guard ends: until then its
- *     statements run in what the program has begun.
+ *     statements run in what the program has begun. One thing is not found out: COMMIT and BEGIN from a function that the program gave SQLite itself,
+ *     in the middle of a statement of the guard's that then fails of an I/O error or a full disk.
  *
  * COMMIT
  *

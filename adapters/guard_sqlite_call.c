@@ -37,14 +37,7 @@ static inline void call_close(guard_sqlite *db, call_guard *call)
     }
 }
 
-/* Around what may fail and take the transaction of an adopted handle back; before COMMIT more is known than this. */
-static inline void look_behind(guard_sqlite *db)
-{
-    if (db->has_version && !db->waiting && db->session.tx != NULL) {
-        guard_sqlite_look_for_commit(db);
-    }
-}
-
+/* After what may have taken the lock of a DEFERRED transaction. */
 static inline void look_after(guard_sqlite *db)
 {
     if (db->adopted && !db->has_version && db->session.tx != NULL) {
@@ -73,7 +66,7 @@ int guard_sqlite_call_step_adopted(guard_sqlite *db, sqlite3_stmt *stmt)
     call_guard call;
     call_open(db, &call);
     if (!sqlite3_stmt_busy(stmt)) {
-        look_behind(db);
+        guard_sqlite_look_behind(db);
     }
     int rc = sqlite3_step(stmt);
     look_after(db);
@@ -90,7 +83,7 @@ int guard_sqlite_call_exec(guard_sqlite *db, const char *sql, guard_sqlite_row_f
 {
     call_guard call;
     call_open(db, &call);
-    look_behind(db);
+    guard_sqlite_look_behind(db);
     int rc = sqlite3_exec(db->raw, sql, row, arg, message);
     look_after(db);
     call_close(db, &call);
@@ -153,7 +146,7 @@ int guard_sqlite_call_blob_open(guard_sqlite *db, const char *table, const char 
                                 sqlite3_blob **blob)
 {
     int state = guard_foreign_open();
-    look_behind(db);
+    guard_sqlite_look_behind(db);
     int rc = sqlite3_blob_open(db->raw, "main", table, column, rowid, writable, blob);
     look_after(db);
     guard_foreign_close(state);
@@ -163,7 +156,7 @@ int guard_sqlite_call_blob_open(guard_sqlite *db, const char *table, const char 
 int guard_sqlite_call_blob_read(guard_sqlite *db, sqlite3_blob *blob, void *data, int length, int offset)
 {
     int state = guard_foreign_open();
-    look_behind(db);
+    guard_sqlite_look_behind(db);
     int rc = sqlite3_blob_read(blob, data, length, offset);
     guard_foreign_close(state);
     return rc;
@@ -172,7 +165,7 @@ int guard_sqlite_call_blob_read(guard_sqlite *db, sqlite3_blob *blob, void *data
 int guard_sqlite_call_blob_write(guard_sqlite *db, sqlite3_blob *blob, const void *data, int length, int offset)
 {
     int state = guard_foreign_open();
-    look_behind(db);
+    guard_sqlite_look_behind(db);
     int rc = sqlite3_blob_write(blob, data, length, offset);
     guard_foreign_close(state);
     return rc;

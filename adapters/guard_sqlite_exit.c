@@ -70,7 +70,7 @@ static __attribute__((noinline)) int run_and_stop(const border *at, guard_fn *fn
     return failed;
 }
 
-int guard_sqlite_border(guard_sqlite *db, guard_latch *latch, guard_fn *fn, void *arg)
+static int run_border(guard_sqlite *db, guard_latch *latch, guard_fn *fn, void *arg)
 {
     if (db->calls == 0 || latch->code != 0) {
         return guard_latch_run(latch, fn, arg);
@@ -89,7 +89,7 @@ static void go_on(guard_sqlite *db)
 
 #else
 
-int guard_sqlite_border(guard_sqlite *db, guard_latch *latch, guard_fn *fn, void *arg)
+static int run_border(guard_sqlite *db, guard_latch *latch, guard_fn *fn, void *arg)
 {
     (void)db;
     return guard_latch_run(latch, fn, arg);
@@ -101,6 +101,13 @@ static void go_on(guard_sqlite *db)
 }
 
 #endif
+
+int guard_sqlite_border(guard_sqlite *db, guard_latch *latch, guard_fn *fn, void *arg)
+{
+    int failed = run_border(db, latch, fn, arg);
+    guard_sqlite_look_behind(db); /* the rest of the statement may take back what this has begun */
+    return failed;
+}
 
 void guard_sqlite_latch_raise(guard_sqlite *db, guard_latch *latch)
 {

@@ -263,6 +263,14 @@ void guard_sqlite_note_version(guard_sqlite *db);
 /* Whether the transaction's beginning was committed behind us: committed_elsewhere. */
 void guard_sqlite_look_for_commit(guard_sqlite *db);
 
+/* The same, before what may fail and take the transaction of an adopted handle back; before COMMIT more is known than this. */
+static inline void guard_sqlite_look_behind(guard_sqlite *db)
+{
+    if (db->has_version && !db->waiting && db->session.tx != NULL) {
+        guard_sqlite_look_for_commit(db);
+    }
+}
+
 /* guard_sqlite_moved.c */
 void guard_sqlite_note_root(void);
 int guard_sqlite_look_for_files(guard_sqlite *db, guard_error *error); /* 1 with *error filled: one has lost its name */

@@ -10,6 +10,7 @@
 #include <guard/tx.h>
 
 #include "calls.h"
+#include "fault_vfs.h"
 #include "sqlite_table.h"
 #include "suite.h"
 
@@ -99,6 +100,46 @@ START_TEST(what_takes_back_the_transaction_behind_does_not_take_back_the_committ
         ck_assert_msg(outcome == told[i % 3], "%s, mode %d: %s", ways[i % 3], options.mode,
                       guard_outcome_name(outcome));
         ck_assert_int_eq(database_number(path, COUNT), i % 3 == 0 ? 2 : 1);
+        leave_database();
+    }
+}
+END_TEST
+
+static void commit_and_fail_reads(sqlite3_context *context, int count, sqlite3_value **values, void *commits)
+{
+    (void)count;
+    (void)values;
+    if (*(bool *)commits) {
+        database_exec(raw, "COMMIT; BEGIN");
+    }
+    fault_vfs_arm(FAULT_READ, FAULT_ERROR, 1, true);
+    sqlite3_result_int(context, 1);
+}
+
+static void fail_in_the_middle(guard_tx *tx, void *commits)
+{
+    (void)tx;
+    table_insert(1);
+    guard_sqlite_function(db, "f", 0, SQLITE_UTF8, commit_and_fail_reads, commits);
+    guard_sqlite_exec(db, "SELECT f() UNION ALL SELECT max(hex(data)) FROM u");
+}
+
+/* An I/O error takes all back, and gives the file another version as a COMMIT does. */
+START_TEST(a_function_that_commits_in_a_statement_which_fails_of_an_io_error_is_found_out)
+{
+    fault_vfs_install();
+    for (int commits = 0; commits <= 1; commits++) {
+        GUARD_AUTO(s);
+        bool does = commits;
+        path = database_new(TABLE "; CREATE TABLE u(data); INSERT INTO u VALUES (zeroblob(200000))");
+        ck_assert_int_eq(sqlite3_open_v2(path, &raw, SQLITE_OPEN_READWRITE, "fault"), SQLITE_OK);
+        db = guard_sqlite_adopt(s, raw, NULL);
+        guard_outcome outcome = guard_sqlite_transact(db, fail_in_the_middle, &does, NULL, NULL);
+        ck_assert(fault_vfs_was_hit());
+        fault_vfs_disarm();
+        ck_assert_msg(outcome == (commits ? GUARD_IN_DOUBT : GUARD_ROLLED_BACK), "%d: %s", commits,
+                      guard_outcome_name(outcome));
+        ck_assert_int_eq(database_number(path, COUNT), commits);
         leave_database();
     }
 }
@@ -197,6 +238,7 @@ int main(void)
     const TTest *const tests[] = {
         a_transaction_that_was_replaced_on_an_adopted_handle_is_in_doubt_and_the_new_one_is_left_alone,
         what_takes_back_the_transaction_behind_does_not_take_back_the_committed_one,
+        a_function_that_commits_in_a_statement_which_fails_of_an_io_error_is_found_out,
         a_commit_that_failed_and_was_mended_is_still_seen_to_be_replaced,
         no_transaction_is_begun_in_the_middle_of_a_statement_that_writes_on_its_own,
         a_stop_at_any_instruction_does_not_hide_that_a_transaction_was_replaced,
