@@ -264,6 +264,12 @@ static bool group_finish(guard_group *group, guard_error *error)
     return has_error;
 }
 
+/* Its place is the member's, or none: that of a fault is not known, and here is not where it was. */
+static void GUARD_NORETURN group_raise(const guard_error *error)
+{
+    guard_impl_panic_error(NULL, error);
+}
+
 /* A forked child has the group's memory, not its members. */
 static bool group_is_ours(const guard_group *group)
 {
@@ -295,7 +301,7 @@ int guard_group_wait(guard_group *group, guard_error *error)
         guard_panic_error(&own);
     }
     if (has_error && error == NULL) {
-        guard_panic_error(&members);
+        group_raise(&members);
     }
     if (has_error) {
         *error = members;
@@ -322,7 +328,7 @@ static void group_release(void *object)
     bool has_error = group_finish(group, &error);
     group_free(group);
     if (has_error) {
-        guard_panic_error(&error);
+        group_raise(&error);
     }
 }
 

@@ -313,6 +313,25 @@ static void end_in_other_ways(void *arg)
     ck_assert_int_eq(guard_group_wait(group, arg), ECANCELED);
 }
 
+static void raise_what_has_no_place(void *arg)
+{
+    (void)arg;
+    GUARD_AUTO(s);
+    guard_group *group = guard_group_open(s, NULL);
+    guard_group_spawn(group, cancel_the_thread, &one);
+    guard_group_wait(group, NULL);
+}
+
+/* Such as a fault's: a line of the library's would be read as the place. */
+START_TEST(an_error_without_a_place_gets_none_on_its_way)
+{
+    guard_error error;
+    ck_assert_int_eq(guard_run(raise_what_has_no_place, NULL, &error), ECANCELED);
+    ck_assert_str_eq(error.file, "");
+    ck_assert_uint_eq(error.line, 0);
+}
+END_TEST
+
 START_TEST(a_member_that_exits_has_ended_and_one_that_is_cancelled_has_failed)
 {
     guard_error error;
@@ -505,6 +524,7 @@ int main(void)
         a_deadline_of_the_waiter_cancels_the_members_and_is_raised_after_them,
         a_member_runs_under_the_deadline_of_where_it_was_spawned,
         a_member_that_exits_has_ended_and_one_that_is_cancelled_has_failed,
+        an_error_without_a_place_gets_none_on_its_way,
         a_cancel_reaches_the_groups_of_members,
         options_out_of_range_and_a_member_without_a_function_are_misuse,
         a_group_that_is_not_there_is_misuse,
