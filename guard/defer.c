@@ -193,11 +193,34 @@ static guard_ticket defer_copy_inline(guard_impl_stack_t *stack, guard_scope *sc
 {
     guard_impl_record *record = stack->free;
     guard_impl_record *bytes = record->next;
-    stack->free = bytes->next;
-    bytes->flags = GUARD_IMPL_INERT;
-    memcpy(bytes, work->arg, size);
     defer_work copied = {work->fn, NULL, bytes, GUARD_IMPL_COPY};
+    if (size <= sizeof(void *)) {
+        copied.arg = guard_impl_word(work->arg, size);
+        copied.flags = GUARD_IMPL_WORD;
+        stack->free = bytes;
+    } else {
+        stack->free = bytes->next;
+        bytes->flags = GUARD_IMPL_INERT;
+        memcpy(bytes, work->arg, size);
+    }
     return defer_link(scope, record, &copied, place);
+}
+
+/* Makes the argument of `work` a copy. False when there is no memory. */
+static bool copy_make(guard_stack *stack, guard_scope *scope, defer_work *work, size_t size)
+{
+    const void *data = work->arg;
+    if (size <= sizeof(void *)) {
+        work->arg = size != 0 ? guard_impl_word(data, size) : NULL;
+        work->flags = GUARD_IMPL_WORD;
+        return true;
+    }
+    void *bytes = copy_place(stack, scope, size, &work->flags);
+    if (bytes != NULL) {
+        memcpy(bytes, data, size);
+        work->arg = bytes;
+    }
+    return bytes != NULL;
 }
 
 guard_ticket guard_impl_defer_copy(guard_scope *scope, guard_fn *fn, const void *data, size_t size,
@@ -223,19 +246,13 @@ guard_ticket guard_impl_defer_copy(guard_scope *scope, guard_fn *fn, const void 
         return defer_misuse(place, code, objection, &work);
     }
     guard_impl_record *record = guard_record_take(stack, scope);
-    uint32_t flags = 0;
-    void *bytes = record != NULL ? copy_place(stack, scope, size, &flags) : NULL;
-    if (bytes == NULL) {
+    if (record == NULL || !copy_make(stack, scope, &work, size)) {
         if (record != NULL) {
             guard_pool_give(guard_scope_pool(stack, scope), record);
         }
+        work.flags = 0;
         defer_refuse_memory(place, "out of memory for the copy of a registration", &work);
     }
-    if (size != 0) {
-        memcpy(bytes, data, size);
-    }
-    work.arg = bytes;
-    work.flags = flags;
     return defer_link(scope, record, &work, place);
 }
 

@@ -389,7 +389,7 @@ GUARD_API const guard_error *guard_panicking(void);
 
 /*
  * Makes sure that the next `count` registrations on this scope cannot fail for want of memory, whatever other scopes register meanwhile.
- * guard_defer_copy counts as two, and above GUARD_COPY_INLINE bytes it allocates all the same. What is not used is given back
+ * guard_defer_copy of more than a pointer's size counts as two, and above GUARD_COPY_INLINE bytes it allocates all the same. What is not used is given back
  * when the scope ends. Panics with GUARD_MEMORY.
  */
 #define guard_reserve(scope, count) guard_impl_reserve((scope), (count), GUARD_HERE)

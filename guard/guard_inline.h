@@ -26,13 +26,14 @@ struct guard_impl_record {
 #define GUARD_IMPL_WHEN 3U
 #define GUARD_IMPL_KIND 4U
 #define GUARD_IMPL_RECOVER 8U
-#define GUARD_IMPL_COPY 16U       /* arg is another record that carries the bytes */
+#define GUARD_IMPL_COPY 16U       /* arg is another record that carries the bytes; WORD: arg is the bytes */
 #define GUARD_IMPL_HEAP_COPY 32U  /* arg is allocated */
 #define GUARD_IMPL_DEAD 64U       /* dismissed, waits to be swept */
 #define GUARD_IMPL_RESERVED 128U  /* no registration: heads the records that guard_reserve put aside, by arg */
 #define GUARD_IMPL_INHERITED 256U /* the parent's, in a forked child */
 #define GUARD_IMPL_INERT 512U     /* no registration: carries the bytes of one, or is put aside */
 #define GUARD_IMPL_IN_FRAME 1024U /* of a guard_impl_single: no pool's */
+#define GUARD_IMPL_WORD 2048U
 
 struct guard_impl_stack {
     guard_scope *top;
@@ -362,7 +363,15 @@ static inline guard_ticket guard_impl_defer(guard_scope *scope, guard_fn *fn, vo
     return guard_impl_register(scope, fn, NULL, arg, 0, place);
 }
 
-/* Few bytes, as many as the compiler knows, go into a second record. */
+/* The argument that is a copy: what fits in a word lies in the record itself, which is most of what is copied. */
+static inline void *guard_impl_word(const void *data, size_t size)
+{
+    void *word = NULL;
+    __builtin_memcpy(&word, data, size);
+    return word;
+}
+
+/* Of a size that the compiler knows; more than a word goes into a second record. */
 static inline guard_ticket guard_impl_copy(guard_scope *scope, guard_fn *fn, const void *data, size_t size,
                                            const guard_place *place)
 {
@@ -371,6 +380,9 @@ static inline guard_ticket guard_impl_copy(guard_scope *scope, guard_fn *fn, con
     if (!__builtin_constant_p(size) || size > GUARD_COPY_INLINE || stack == NULL || scope == NULL ||
         scope->stack != stack || fn == NULL || data == NULL || (bytes = stack->free) == NULL || bytes->next == NULL) {
         return guard_impl_defer_copy(scope, fn, data, size, place);
+    }
+    if (size <= sizeof(void *)) {
+        return guard_impl_register(scope, fn, NULL, guard_impl_word(data, size), GUARD_IMPL_WORD, place);
     }
     stack->free = bytes->next;
     bytes->flags = GUARD_IMPL_INERT;

@@ -162,6 +162,13 @@ static inline __attribute__((always_inline)) guard_fn *leave_take_special(guard_
         leave_give(stack, bytes); /* on top, where the next copy takes its bytes from */
         return fn;
     }
+    if (record->flags == GUARD_IMPL_WORD) {
+        guard_fn *fn = record->action.fn;
+        room->words[0] = (uintptr_t)record->arg;
+        GUARD_IMPL_PROBE_DEFER(fn, room->bytes, record->place);
+        leave_take(stack, scope, record);
+        return fn;
+    }
     room->recover.fn = record->action.recover;
     room->recover.arg = record->arg;
     GUARD_IMPL_PROBE_DEFER(room->recover.fn, room->recover.arg, record->place);
@@ -197,7 +204,7 @@ static inline __attribute__((always_inline)) void leave_loop(guard_stack *stack,
                 continue;
             }
             GUARD_IMPL_PROBE_DEFER(fn, arg, record->place);
-        } else if (flags == GUARD_IMPL_COPY || flags == GUARD_IMPL_RECOVER) {
+        } else if (flags == GUARD_IMPL_WORD || flags == GUARD_IMPL_COPY || flags == GUARD_IMPL_RECOVER) {
             fn = leave_take_special(stack, scope, &room);
             arg = &room;
         } else {

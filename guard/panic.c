@@ -301,7 +301,8 @@ static void panic_pass(guard_recovery *panic)
     }
 }
 
-GUARD_NORETURN void guard_panic_go(guard_stack *stack, guard_recovery *panic)
+/* Aligned, so that its loop lies as it does whatever comes before it in the library: panic-10x10 412 to 442 ns by that alone. */
+__attribute__((aligned(64))) GUARD_NORETURN void guard_panic_go(guard_stack *stack, guard_recovery *panic)
 {
     for (;;) {
         panic->target = panic_target(stack);

@@ -35,6 +35,16 @@ static void record_run_copy(guard_pool *pool, guard_impl_record *record)
     fn(bytes);
 }
 
+static void record_run_word(guard_pool *pool, guard_impl_record *record)
+{
+    _Alignas(16) void *word = record->arg;
+    guard_fn *fn = record->action.fn;
+    GUARD_IMPL_PROBE_DEFER(fn, &word, record->place);
+    guard_pool_give(pool, record);
+    guard_word_add(&guard_stack_own->hot.ran, 1);
+    fn(&word);
+}
+
 /* The record stays on the scope as the release of the bytes, so that they are freed although fn may panic. It is counted when they are. */
 static void record_run_heap_copy(guard_scope *scope, guard_impl_record *record)
 {
@@ -122,6 +132,8 @@ void guard_record_run_other(guard_stack *stack, guard_scope *scope, guard_recove
         record_run_kind(pool, record, panic);
     } else if (flags & GUARD_IMPL_RECOVER) {
         record_run_recover(pool, record, panic);
+    } else if (flags & GUARD_IMPL_WORD) {
+        record_run_word(pool, record);
     } else if (flags & GUARD_IMPL_COPY) {
         record_run_copy(pool, record);
     } else if (flags & GUARD_IMPL_HEAP_COPY) {

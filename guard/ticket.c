@@ -142,6 +142,9 @@ static void record_run_off(guard_pool *pool, guard_impl_record *record)
         guard_inherited_run(pool, record);
     } else if (record->flags & GUARD_IMPL_KIND) {
         record->action.kind->release(record->arg);
+    } else if (record->flags & GUARD_IMPL_WORD) {
+        _Alignas(16) void *word = record->arg;
+        record->action.fn(&word);
     } else if (record->flags & GUARD_IMPL_COPY) {
         _Alignas(16) char bytes[GUARD_COPY_INLINE];
         memcpy(bytes, record->arg, sizeof bytes);

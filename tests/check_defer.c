@@ -264,20 +264,67 @@ static void check_bytes(void *copy)
     trace_add("%u", size);
 }
 
-START_TEST(copies_of_every_size_keep_all_their_bytes)
+static guard_ticket defer_bytes(guard_scope *scope, unsigned size)
 {
+    unsigned char bytes[200];
+    for (unsigned i = 0; i < size; i++) {
+        bytes[i] = (unsigned char)(size - i);
+    }
+    guard_ticket ticket = guard_defer_copy(scope, check_bytes, bytes, size);
+    memset(bytes, 0, sizeof bytes);
+    return ticket;
+}
+
+static void close_by_itself(unsigned size)
+{
+    GUARD_AUTO(s);
+    defer_bytes(s, size);
+}
+
+static void close_by_a_call(unsigned size)
+{
+    guard_scope s;
+    guard_scope_open(&s);
+    defer_bytes(&s, size);
+    guard_scope_close(&s);
+}
+
+static void panic_over_it(void *size)
+{
+    GUARD_AUTO(s);
+    defer_bytes(s, *(unsigned *)size);
+    guard_panic(1, "over it");
+}
+
+static void panic_in_a_border(unsigned size)
+{
+    ck_assert_int_eq(guard_run(panic_over_it, &size, NULL), 1);
+}
+
+static void release_early(unsigned size)
+{
+    GUARD_AUTO(s);
+    guard_release(defer_bytes(s, size));
+    ck_assert_int_eq(atoi(trace_text()), (int)size);
+}
+
+static void move_outwards(unsigned size)
+{
+    GUARD_AUTO(outer);
+    GUARD_AUTO(inner);
+    guard_move(defer_bytes(inner, size), outer);
+}
+
+START_TEST(copies_of_every_size_keep_all_their_bytes_whatever_runs_them)
+{
+    void (*const ways[])(unsigned) = {close_by_itself, close_by_a_call, panic_in_a_border, release_early,
+                                      move_outwards};
     for (unsigned size = 1; size < 200; size++) {
-        unsigned char bytes[200];
-        for (unsigned i = 0; i < size; i++) {
-            bytes[i] = (unsigned char)(size - i);
+        for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+            ways[i](size);
+            ck_assert_int_eq(atoi(trace_text()), (int)size);
+            trace_clear();
         }
-        {
-            GUARD_AUTO(s);
-            guard_defer_copy(s, check_bytes, bytes, size);
-            memset(bytes, 0, sizeof bytes);
-        }
-        ck_assert_int_eq(atoi(trace_text()), (int)size);
-        trace_clear();
     }
 }
 END_TEST
@@ -462,7 +509,7 @@ int main(void)
         break_in_the_block_form_leaves_only_the_block,
         the_function_form_runs_at_its_close,
         a_copy_has_what_the_argument_was_at_registration,
-        copies_of_every_size_keep_all_their_bytes,
+        copies_of_every_size_keep_all_their_bytes_whatever_runs_them,
         a_copy_of_no_bytes_runs,
         a_deferred_function_can_change_the_result,
         a_deferred_function_may_have_a_huge_frame,

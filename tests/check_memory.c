@@ -56,6 +56,12 @@ static void defer_copy(guard_scope *scope)
     guard_defer_copy(scope, trace_run_copy, &name, sizeof name);
 }
 
+static void defer_copy_of_words(guard_scope *scope)
+{
+    const char *names[3] = {"x"};
+    guard_defer_copy(scope, trace_run_copy, names, sizeof names);
+}
+
 static void defer_big_copy(guard_scope *scope)
 {
     const char *names[10] = {"x"};
@@ -78,7 +84,8 @@ static const form forms[] = {
     {"guard_defer_on failure", defer_on_failure, "run x"},
     {"guard_defer_on success", defer_on_success, ""},
     {"guard_defer_kind", defer_kind, "release x"},
-    {"guard_defer_copy", defer_copy, "run x"},
+    {"guard_defer_copy of a word", defer_copy, "run x"},
+    {"guard_defer_copy of words", defer_copy_of_words, "run x"},
     {"guard_defer_copy, allocated", defer_big_copy, "run x"},
     {"guard_defer_recover", defer_recover, ""},
     {"guard_defer of what fails", defer_failing, "fail x"},
@@ -155,7 +162,7 @@ START_TEST(a_copy_without_memory_for_its_bytes_releases_at_once_and_panics)
 {
     fault_memory_install();
     for (unsigned i = 0; i < FORM_COUNT; i++) {
-        if (forms[i].defer != defer_copy && forms[i].defer != defer_big_copy) {
+        if (forms[i].defer != defer_copy_of_words && forms[i].defer != defer_big_copy) {
             continue;
         }
         attempt this = {.form = &forms[i], .free_records = 1};

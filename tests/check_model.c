@@ -178,7 +178,7 @@ static void library_defer(const model_node *node)
         ticket = guard_defer_kind(scope, &library_kind, arg);
         break;
     case FORM_COPY:
-        ticket = guard_defer_copy(scope, library_deferred_copy, copied, sizeof *copied);
+        ticket = guard_defer_copy(scope, library_deferred_copy, copied, sizeof *copied * (1 + node->choice % 3));
         break;
     case FORM_BIG_COPY:
         ticket = guard_defer_copy(scope, library_deferred_copy, copied, sizeof copied);

@@ -219,6 +219,12 @@ static guard_ticket defer_copy(guard_scope *scope)
     return guard_defer_copy(scope, trace_run_copy, &name, sizeof name);
 }
 
+static guard_ticket defer_copy_of_words(guard_scope *scope)
+{
+    const char *names[3] = {"x"};
+    return guard_defer_copy(scope, trace_run_copy, names, sizeof names);
+}
+
 static guard_ticket defer_big_copy(guard_scope *scope)
 {
     const char *names[20] = {"x"};
@@ -231,13 +237,10 @@ static guard_ticket defer_recover(guard_scope *scope)
 }
 
 static const moving moved_forms[] = {
-    {"plain", defer_plain, "run x"},
-    {"failure", defer_failure, ""},
-    {"success", defer_success, "run x"},
-    {"kind", defer_kind, "release x"},
-    {"copy", defer_copy, "run x"},
-    {"big", defer_big_copy, "run x"},
-    {"recover", defer_recover, "x sees nothing"},
+    {"plain", defer_plain, "run x"},         {"failure", defer_failure, ""},
+    {"success", defer_success, "run x"},     {"kind", defer_kind, "release x"},
+    {"copy of a word", defer_copy, "run x"}, {"copy of words", defer_copy_of_words, "run x"},
+    {"big", defer_big_copy, "run x"},        {"recover", defer_recover, "x sees nothing"},
 };
 
 START_TEST(each_kind_of_registration_moves_between_scopes_and_owners_and_back)
