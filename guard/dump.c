@@ -505,7 +505,7 @@ static int signal_switch(int signo, int fd)
 void guard_dump_on_signal(int signo, int fd)
 {
     if (signo <= 0 || signo >= NSIG || signo == SIGKILL || signo == SIGSTOP) {
-        guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_dump_on_signal with signal %d", signo);
+        guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_dump_on_signal: signal %d cannot be caught", signo);
         return;
     }
     int code = signal_switch(signo, fd);

@@ -424,7 +424,7 @@ void guard_fatal_on_signal(int signo)
     guard_stack_here();
     guard_raise_held();
     if (signo <= 0 || signo >= NSIG || signo == SIGKILL || signo == SIGSTOP) {
-        guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_fatal_on_signal(%d)", signo);
+        guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_fatal_on_signal: signal %d cannot be caught", signo);
         return;
     }
     guard_fatal_prepare();

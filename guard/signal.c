@@ -78,8 +78,12 @@ void guard_cancel_signal_clear(void)
 
 void guard_cancel_on_signal(int signo, int grace_ms)
 {
-    if (signo <= 0 || signo >= NSIG || grace_ms < -1) {
-        guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_cancel_on_signal(%d, %d)", signo, grace_ms);
+    if (signo <= 0 || signo >= NSIG) {
+        guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_cancel_on_signal: there is no signal %d", signo);
+        return;
+    }
+    if (grace_ms < -1) {
+        guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_cancel_on_signal with a grace of %d ms", grace_ms);
         return;
     }
     guard_stack_here();
