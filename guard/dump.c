@@ -508,6 +508,12 @@ void guard_dump_on_signal(int signo, int fd)
         guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_dump_on_signal: signal %d cannot be caught", signo);
         return;
     }
+    if (signo == SIGSEGV || signo == SIGBUS || signo == SIGFPE || signo == SIGILL) {
+        guard_misuse(GUARD_MISUSE_ARGUMENT,
+                     "guard_dump_on_signal: signal %d is of a fault, which comes again when its handler has returned",
+                     signo);
+        return;
+    }
     int code = signal_switch(signo, fd);
     if (code != 0) {
         errno = code;

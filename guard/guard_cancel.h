@@ -94,8 +94,8 @@ GUARD_API void guard_cancel_clear(void);
  * Sticky until guard_cancel_signal_clear. Installs a handler with sigaction (SA_RESTART off, so that system calls end with
  * EINTR) and starts one thread that wakes the others; that thread blocks all signals but those of faults.
  *
- * Call it for as many signals as there are; the grace is each one's own. grace_ms below -1, or a signal that cannot be caught, is misuse.
- * Panics with GUARD_OS. A forked child inherits the handler; what was asked of the parent is not asked of it.
+ * Call it for as many signals as there are; the grace is each one's own. grace_ms below -1, a signal that cannot be caught, or one of a fault
+ * (guard_fault.h) is misuse. Panics with GUARD_OS. A forked child inherits the handler; what was asked of the parent is not asked of it.
  */
 GUARD_API void guard_cancel_on_signal(int signo, int grace_ms);
 

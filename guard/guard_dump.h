@@ -68,7 +68,7 @@ GUARD_API int guard_dump(int fd);
 /*
  * Makes signal `signo` dump to fd, which must stay open: the handler pokes the library's watching thread, which starts one that does
  * it, for collecting the answers takes locks and waits. Threads are asked by the same signal. Calling it again changes fd. A signal
- * that cannot be caught is misuse; panics with GUARD_OS. In a forked child call it again.
+ * that cannot be caught, or one of a fault, is misuse; panics with GUARD_OS. In a forked child call it again.
  */
 GUARD_API void guard_dump_on_signal(int signo, int fd);
 

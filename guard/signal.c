@@ -82,6 +82,12 @@ void guard_cancel_on_signal(int signo, int grace_ms)
         guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_cancel_on_signal: there is no signal %d", signo);
         return;
     }
+    if (signo == SIGSEGV || signo == SIGBUS || signo == SIGFPE || signo == SIGILL) {
+        guard_misuse(GUARD_MISUSE_ARGUMENT,
+                     "guard_cancel_on_signal: signal %d is of a fault, which comes again when its handler has returned",
+                     signo);
+        return;
+    }
     if (grace_ms < -1) {
         guard_misuse(GUARD_MISUSE_ARGUMENT, "guard_cancel_on_signal with a grace of %d ms", grace_ms);
         return;

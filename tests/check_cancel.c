@@ -566,7 +566,9 @@ static void signal_arguments(void *arg)
 
 START_TEST(a_signal_that_cannot_be_caught_is_misuse)
 {
-    static const int wrong[][2] = {{SIGKILL, 0}, {0, 0}, {-1, 0}, {10000, 0}, {SIGTERM, -2}};
+    static const int wrong[][2] = {{SIGKILL, 0}, {0, 0},        {-1, 0},
+                                   {10000, 0},   {SIGTERM, -2}, {SIGSEGV, 0}, /* which would come again and again */
+                                   {SIGBUS, -1}};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         guard_error error;
         ck_assert_int_eq(guard_run(signal_arguments, (void *)(uintptr_t)wrong[i], &error), GUARD_MISUSE_ARGUMENT);

@@ -606,7 +606,7 @@ static void dump_on(void *signo)
 
 START_TEST(a_signal_that_cannot_be_caught_is_misuse)
 {
-    int wrong[] = {0, -1, SIGKILL, SIGSTOP, 1000};
+    int wrong[] = {0, -1, SIGKILL, SIGSTOP, 1000, SIGSEGV, SIGFPE};
     for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
         guard_error error;
         ck_assert_int_eq(guard_run(dump_on, &wrong[i], &error), GUARD_MISUSE_ARGUMENT);
