@@ -33,7 +33,8 @@
  *   statement of ours stays behind. In each transaction of such a handle there is a savepoint (guard_proof_N), by which the guard
  *   knows at the end that it is still its own. In WAL mode SQLite copies each page that the transaction changes for it, beyond 64 KiB into a
  *   temporary file: one row more takes a hundredth more time, 20,000 rows updated at once two fifths; new pages are not copied.
- *   No transaction is begun while a statement of the handle that writes is in its middle (SQLITE_BUSY).
+ *   No transaction is begun while a statement of the handle that writes is in its middle (SQLITE_BUSY), nor where the program's authorizer
+ *   denies the savepoint (SQLITE_AUTH).
  *
  * ERRORS
  *

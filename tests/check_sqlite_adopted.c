@@ -187,6 +187,43 @@ START_TEST(no_transaction_is_begun_in_the_middle_of_a_statement_that_writes_on_i
 }
 END_TEST
 
+static int deny_savepoints(void *unused, int action, const char *a, const char *b, const char *c, const char *d)
+{
+    (void)unused;
+    (void)a;
+    (void)b;
+    (void)c;
+    (void)d;
+    return action == SQLITE_SAVEPOINT ? SQLITE_DENY : SQLITE_OK;
+}
+
+START_TEST(no_transaction_is_begun_where_an_authorizer_denies_what_would_prove_it)
+{
+    GUARD_AUTO(s);
+    behind b = {"", false};
+    guard_result result;
+    adopt_database(s);
+    sqlite3_set_authorizer(raw, deny_savepoints, NULL);
+    ck_assert_int_eq(guard_sqlite_transact(db, go_behind, &b, NULL, &result), GUARD_ROLLED_BACK);
+    ck_assert_int_eq(result.error.code, SQLITE_AUTH);
+    ck_assert(sqlite3_get_autocommit(raw));
+    /* In the middle it stops the transaction's end, but for the ROLLBACK. */
+    sqlite3_set_authorizer(raw, NULL, NULL);
+    guard_tx *tx = guard_sqlite_begin(s, db, NULL);
+    table_insert(1);
+    sqlite3_set_authorizer(raw, deny_savepoints, NULL);
+    expect_panic(call_commit, tx, GUARD_SQLITE, SQLITE_AUTH);
+    ck_assert_int_eq(guard_tx_outcome(tx), GUARD_OPEN);
+    guard_error error;
+    guard_run(call_rollback, tx, &error);
+    ck_assert(guard_tx_outcome(tx) == GUARD_IN_DOUBT || guard_tx_outcome(tx) == GUARD_ROLLED_BACK);
+    ck_assert(sqlite3_get_autocommit(raw));
+    ck_assert_int_eq(database_number(path, COUNT), 0);
+    sqlite3_set_authorizer(raw, NULL, NULL);
+    leave_database();
+}
+END_TEST
+
 static int stop_at(void *left)
 {
     return --*(long *)left == 0;
@@ -241,6 +278,7 @@ int main(void)
         a_function_that_commits_in_a_statement_which_fails_of_an_io_error_is_found_out,
         a_commit_that_failed_and_was_mended_is_still_seen_to_be_replaced,
         no_transaction_is_begun_in_the_middle_of_a_statement_that_writes_on_its_own,
+        no_transaction_is_begun_where_an_authorizer_denies_what_would_prove_it,
         a_stop_at_any_instruction_does_not_hide_that_a_transaction_was_replaced,
     };
     return suite_run("sqlite_adopted", tests, sizeof tests / sizeof *tests);
