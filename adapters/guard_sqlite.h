@@ -71,7 +71,7 @@
  *   In memory     there is no file to be in doubt: a failed COMMIT is ROLLED_BACK.
  *   Stopped       by a progress handler or WAL hook of the program's that fails it behind the commit: IN_DOUBT, though it is mostly
  *                 committed.
- *   File gone     deleted, moved or replaced while it was open: what is committed into it is lost with the last process that has it. COMMIT
+ *   File gone     deleted, moved or replaced while it was open, or its WAL deleted: what is committed into it is lost with the last process that has it. COMMIT
  *                 of a connection whose main database is a file looks for the names of all its files once in a second, and then panics with
  *                 SQLITE_READONLY_DBMOVED; the transaction stays OPEN, and leaving the scope rolls back. What was committed up to a second
  *                 before, or is when the file goes behind the look, is told as committed. Not where the name is only out of sight: another root

@@ -93,6 +93,25 @@ START_TEST(a_file_that_goes_in_the_middle_of_a_transaction_is_missed_at_its_comm
 }
 END_TEST
 
+START_TEST(a_wal_that_is_deleted_takes_no_commit_and_loses_none)
+{
+    guard_result result;
+    GUARD_SCOPE (s) {
+        char beside[300];
+        table_open(s, TABLE, &wal);
+        for (int i = 0; i < 3; i++) {
+            ck_assert_int_eq(guard_sqlite_transact(db, insert_row, NULL, NULL, &result), GUARD_COMMITTED);
+        }
+        snprintf(beside, sizeof(beside), "%s-wal", path);
+        ck_assert_int_eq(unlink(beside), 0);
+        expect_found_out(&result);
+        ck_assert_has(result.error.message, "WAL of database main");
+    }
+    /* Nobody else came meanwhile, so that the last close has copied it back. */
+    ck_assert_int_ge(database_number(path, COUNT), 3);
+}
+END_TEST
+
 START_TEST(an_attached_file_that_has_lost_its_name_takes_no_commit)
 {
     GUARD_AUTO(s);
@@ -151,6 +170,7 @@ int main(void)
     const TTest *const tests[] = {
         a_file_that_has_lost_its_name_takes_no_commit,
         a_file_that_goes_in_the_middle_of_a_transaction_is_missed_at_its_commit,
+        a_wal_that_is_deleted_takes_no_commit_and_loses_none,
         an_attached_file_that_has_lost_its_name_takes_no_commit,
         a_file_out_of_sight_behind_a_chroot_is_not_taken_for_gone,
     };
