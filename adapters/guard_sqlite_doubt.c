@@ -24,7 +24,8 @@ typedef struct files {
     int off;   /* without a journal, nothing can be rolled back */
 } files;
 
-void guard_sqlite_read_setting(guard_sqlite *db, const char *schema, const char *pragma, char *value, size_t size)
+/* One value of a schema's pragma as text of `size` bytes; empty where it cannot be asked. */
+static void read_setting(guard_sqlite *db, const char *schema, const char *pragma, char *value, size_t size)
 {
     sqlite3_stmt *stmt = NULL;
     char *sql = sqlite3_mprintf("PRAGMA \"%w\".%s", schema, pragma);
@@ -42,8 +43,8 @@ static void look_at_file(guard_sqlite *db, const char *schema, files *seen)
 {
     char mode[16];
     char synchronous[16];
-    guard_sqlite_read_setting(db, schema, "journal_mode", mode, sizeof(mode));
-    guard_sqlite_read_setting(db, schema, "synchronous", synchronous, sizeof(synchronous));
+    read_setting(db, schema, "journal_mode", mode, sizeof(mode));
+    read_setting(db, schema, "synchronous", synchronous, sizeof(synchronous));
     int wal = mode[0] == '\0' || strcmp(mode, "wal") == 0; /* unknown: the doubtful answer */
     int off = strcmp(mode, "off") == 0;
     seen->count++;

@@ -290,8 +290,6 @@ static inline int guard_sqlite_should_look(const guard_sqlite *db, time_t *secon
 guard_outcome guard_sqlite_judge_commit(guard_sqlite *db, int rc, int wrote, guard_result *result);
 /* 1 after a rollback of which parts may be in a file all the same. */
 int guard_sqlite_cannot_undo(guard_sqlite *db);
-/* One value of a schema's pragma as text of `size` bytes; empty where it cannot be asked. */
-void guard_sqlite_read_setting(guard_sqlite *db, const char *schema, const char *pragma, char *value, size_t size);
 int guard_sqlite_prepare_marker(guard_sqlite *db, guard_error *error);
 int guard_sqlite_write_marker(guard_sqlite *db);
 /* guard_sqlite_resolve.c */

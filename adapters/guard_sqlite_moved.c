@@ -4,8 +4,8 @@
  *
  * SQLite keeps a file open that is deleted or replaced, and what is committed into it is lost with the last descriptor. With a rollback journal it
  * looks before it writes (SQLITE_READONLY_DBMOVED), in WAL mode never; nor for the WAL, whose deletion parts those who have it open from those who
- * come later. So COMMIT looks, in the first transaction of each second: a look is a system call,
- * and SQLite's 250 instructions. A file in memory has no name to lose, and costs nothing.
+ * come later. So COMMIT looks, in the first transaction of each second: a look is two or three system calls, and SQLite's 250 instructions. A
+ * database in memory has no name to lose, and costs nothing.
  *
  * Not every name that cannot be found is a file that is gone: a program may have called chroot(2), or given up the rights for a folder, and SQLite works on.
  */
@@ -13,7 +13,6 @@
 
 #include <errno.h>
 #include <stdio.h>
-#include <string.h>
 #include <sys/stat.h>
 
 static struct stat root; /* as the first connection had it; later ones are the more lenient behind a chroot */
@@ -54,17 +53,24 @@ static int is_moved(guard_sqlite *db, const char *schema, const char *path)
     return stat(path, &file) == 0 || is_not_there(path);
 }
 
-/* In a transaction that writes in WAL mode its file is there (wal.c makes it when it is first read), and nobody but SQLite, when nobody uses it, removes it. */
+/* By the file's header (fileformat2.html, 1.3.3). PRAGMA journal_mode would tell too, but where it is interrupted it takes the transaction back. */
+static int is_in_wal_mode(guard_sqlite *db, const char *schema)
+{
+    sqlite3_file *file = NULL;
+    unsigned char version = 0;
+    if (sqlite3_file_control(db->raw, schema, SQLITE_FCNTL_FILE_POINTER, &file) != SQLITE_OK || file == NULL ||
+        file->pMethods == NULL) {
+        return 0;
+    }
+    return file->pMethods->xRead(file, &version, 1, 18) == SQLITE_OK && version == 2;
+}
+
+/* A transaction that writes in WAL mode has made the WAL, and nobody but SQLite removes it, when nobody uses it. */
 static int has_lost_wal(guard_sqlite *db, const char *schema, const char *path)
 {
     struct stat file;
-    char mode[16];
-    if (!is_not_there(sqlite3_filename_wal(path)) || stat(path, &file) != 0 ||
-        sqlite3_txn_state(db->raw, schema) != SQLITE_TXN_WRITE) {
-        return 0;
-    }
-    guard_sqlite_read_setting(db, schema, "journal_mode", mode, sizeof(mode));
-    return strcmp(mode, "wal") == 0;
+    return is_not_there(sqlite3_filename_wal(path)) && stat(path, &file) == 0 &&
+           sqlite3_txn_state(db->raw, schema) == SQLITE_TXN_WRITE && is_in_wal_mode(db, schema);
 }
 
 /* What of the database has lost its name, NULL: nothing. */
