@@ -35,6 +35,8 @@ void guard_pq_sign_now(guard_pq *pq)
         guard_pq_sign_sql(pq) == NULL) {
         return;
     }
+    GUARD_AUTO(mask);
+    guard_mask(mask); /* a cancelled statement would abort the transaction */
     guard_pq_call_begin(pq, &call);
     int was_set = pq->t.was_set;
     if (!pq->t.may_chain) {

@@ -245,7 +245,12 @@ static int drain_step(guard_pq *pq, draining *d, guard_pq_deadline deadline)
     ExecStatusType status = PQresultStatus(result);
     int more = result != NULL;
     d->took_end |= is_given_up(result);
+    /* The server's errors have one. libpq's own word is that the answer is lost, though libpq 15 may call the connection good. */
+    int lost = status == PGRES_FATAL_ERROR && more && PQresultErrorField(result, PG_DIAG_SQLSTATE) == NULL;
     PQclear(result);
+    if (lost) {
+        return -1;
+    }
     switch (more ? status : PGRES_EMPTY_QUERY) {
     case PGRES_COPY_IN:
         d->ended_copy = 1;
@@ -292,6 +297,9 @@ static int drain(guard_pq *pq, guard_pq_deadline deadline)
     do {
         step = PQstatus(pq->conn) == CONNECTION_BAD ? -1 : drain_step(pq, &d, deadline);
     } while (step > 0);
+    if (PQstatus(pq->conn) == CONNECTION_BAD) {
+        step = -1; /* a wire that broke may end the results without an error among them */
+    }
     pq->outside &= step != 0; /* it was answered */
     if (step == 0 && d.ended_copy && !d.took_end && !is_in_step(pq, deadline)) {
         guard_pq_cut(pq); /* it looks at rest to whoever asks next */
@@ -340,6 +348,9 @@ int guard_pq_quiesce(guard_pq *pq, guard_pq_deadline deadline)
         return 0;
     }
     if (PQpipelineStatus(pq->conn) != PQ_PIPELINE_OFF && !drain_pipeline(pq, deadline)) {
+        return 0;
+    }
+    if (PQstatus(pq->conn) == CONNECTION_BAD) {
         return 0;
     }
     pq->outside &= PQtransactionStatus(pq->conn) == PQTRANS_ACTIVE; /* a pipeline was answered */
