@@ -39,12 +39,12 @@
  *   COMMIT that the server answers with ROLLBACK is ROLLED_BACK with that error, not with 25P02.
  *
  *   End transactions by tx.h only. COMMIT, ROLLBACK AND CHAIN and the like in SQL of the program's own are seen by their answers: the
- *   outcome is theirs, with GUARD_NOTE_ENDED_ELSEWHERE, and what was opened after them is not touched. When such an answer is lost the
+ *   outcome is that of the first, with GUARD_NOTE_ENDED_ELSEWHERE, and what was opened after it is not touched. When such an answer is lost the
  *   outcome is IN_DOUBT, unless a probe finds it; and so it is on an adopted connection where BEGIN follows ROLLBACK, or ROLLBACK TO, after a
  *   savepoint. Of what the program sends by libpq itself nobody knows the text: where that was not answered when the connection was lost, or the
  *   program has closed (PQfinish) or reset it in the transaction, it may have been COMMIT. ROLLBACK AND CHAIN after a savepoint, which is
  *   answered as ROLLBACK TO is, is told by the text, or by a setting that the transaction bears where the program has the connection: COMMIT
- *   then takes back what came after it too. Where that cannot be (RESET ALL, or the connection was first asked for while the transaction was
+ *   then takes back what came after it too. (After a ROLLBACK of libpq's that may have been it, a COMMIT of libpq's is in doubt.) Where that cannot be (RESET ALL, or the connection was first asked for while the transaction was
  *   aborted) any ROLLBACK TO of libpq's leads to ROLLED_BACK. One of them cannot be seen: with client_min_messages above warning, a BEGIN that
  *   begins nothing, after ROLLBACK TO by libpq itself or in the same text (taken for one after ROLLBACK).
  *

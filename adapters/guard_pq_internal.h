@@ -323,7 +323,7 @@ typedef struct guard_pq_spelling {
 int guard_pq_sql_may_end(const char *sql, const guard_pq_spelling *spelling, int one_statement, int execute);
 /* 1 when the text is one of the statements that read and write rows and nothing else: no COPY, no end of a transaction. */
 int guard_pq_sql_is_of_rows(const char *sql);
-/* 1 when a statement of the text is ROLLBACK AND CHAIN. */
+/* 1 when a statement of the text is ROLLBACK AND CHAIN, or COMMIT AND CHAIN, which in an aborted transaction is the same. */
 int guard_pq_sql_chains(const char *sql, const guard_pq_spelling *spelling, int one_statement);
 /* Something was sent whose answers come one by one; sql NULL: a prepared statement. */
 void guard_pq_remember_sent(guard_pq *pq, const char *sql, int one_statement);

@@ -5,7 +5,7 @@
  * Whether it may end the transaction by itself: one of its statements begins with COMMIT, END or PREPARE TRANSACTION, or with EXECUTE where
  * one of these was prepared. It is asked only when the answer to the text was lost, so that the library does not know what the server did.
  *
- * Whether it is ROLLBACK AND CHAIN, whose answer is that of ROLLBACK TO: asked only when such an answer was read, or is not read yet.
+ * Whether it is ROLLBACK AND CHAIN, whose answer is that of ROLLBACK TO, as that of COMMIT AND CHAIN in an aborted transaction is: asked only when such an answer was read, or is not read yet.
  *
  * Whether it only reads and writes rows, by its first word: then it may share BEGIN's message.
  *
@@ -180,15 +180,16 @@ int guard_pq_sql_may_end(const char *sql, const guard_pq_spelling *spelling, int
 int guard_pq_sql_chains(const char *sql, const guard_pq_spelling *spelling, int one_statement)
 {
     walk w = {.at = sql, .spelling = spelling, .fresh = 1};
-    int rolls_back = 0;
+    int ends = 0;
     int and = 0;
     while (next_word(&w)) {
         if (w.begins) {
-            rolls_back = is_word(w.word, w.length, "rollback") || is_word(w.word, w.length, "abort");
-        } else if (rolls_back && and&&is_word(w.word, w.length, "chain")) {
+            ends = is_word(w.word, w.length, "rollback") || is_word(w.word, w.length, "abort") ||
+                   is_word(w.word, w.length, "commit") || is_word(w.word, w.length, "end");
+        } else if (ends && and&&is_word(w.word, w.length, "chain")) {
             return 1;
         }
-        if (one_statement && !rolls_back) {
+        if (one_statement && !ends) {
             return 0;
         }
         and = is_word(w.word, w.length, "and");

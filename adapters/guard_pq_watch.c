@@ -50,22 +50,27 @@ static void watch_begin(guard_pq_transaction *t)
     t->was_set = 1;
 }
 
+/* It is the transaction's, but for a ROLLBACK before it that may have ended that, and begun another one. */
+static void watch_end(guard_pq_transaction *t, guard_outcome outcome)
+{
+    t->ended = t->ended == GUARD_OPEN ? outcome : GUARD_OPEN;
+    t->over = 1;
+}
+
 /*
  * ROLLBACK TO has the tag ROLLBACK too, but needs a savepoint. Without one it was ROLLBACK, perhaps with AND CHAIN. With one the text tells
- * (guard_pq_statement.c), or the server is asked at COMMIT (guard_pq_sign.c).
+ * (guard_pq_statement.c), or the server is asked at COMMIT (guard_pq_sign.c). The first end is the transaction's, whatever the program then begins.
  */
 static void watch_tag(guard_pq_transaction *t, const char *tag)
 {
     /* Of INSERT, UPDATE, DELETE and most others the first letter is enough. */
-    if (strchr("BCPRS", tag[0]) == NULL) {
+    if (strchr("BCPRS", tag[0]) == NULL || t->over) {
         return;
     }
     if (strcmp(tag, "COMMIT") == 0) {
-        t->ended = GUARD_COMMITTED;
-        t->over = 1;
+        watch_end(t, GUARD_COMMITTED);
     } else if (strcmp(tag, "PREPARE TRANSACTION") == 0) {
-        t->ended = GUARD_PREPARED;
-        t->over = 1;
+        watch_end(t, GUARD_PREPARED);
     } else if (strcmp(tag, "ROLLBACK") == 0 && t->ended == GUARD_OPEN) {
         t->ended = GUARD_ROLLED_BACK;
         t->over = !t->savepoints;

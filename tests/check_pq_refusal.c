@@ -48,7 +48,8 @@ START_TEST(a_commit_sent_as_sql_is_told_as_ended_elsewhere_and_later_statements_
                 {"ROLLBACK", GUARD_ROLLED_BACK},
                 {"COMMIT AND CHAIN", GUARD_COMMITTED},
                 {"COMMIT; BEGIN", GUARD_COMMITTED},
-                {"SAVEPOINT a; ROLLBACK TO a; COMMIT", GUARD_COMMITTED}};
+                /* Answered as SAVEPOINT a; ROLLBACK AND CHAIN; COMMIT is. */
+                {"SAVEPOINT a; ROLLBACK TO a; COMMIT", GUARD_IN_DOUBT}};
     for (size_t i = 0; i < sizeof(ends) / sizeof(*ends); i++) {
         GUARD_AUTO(inner);
         guard_pq *pq = pq_open(inner);
@@ -60,7 +61,7 @@ START_TEST(a_commit_sent_as_sql_is_told_as_ended_elsewhere_and_later_statements_
         ck_assert_msg(guard_tx_outcome(tx) == ends[i].outcome, "%s: %s", ends[i].sql,
                       guard_outcome_name(guard_tx_outcome(tx)));
         ck_assert(guard_tx_result(tx)->notes & GUARD_NOTE_ENDED_ELSEWHERE);
-        ck_assert_int_eq(server_rows(1), ends[i].outcome == GUARD_COMMITTED);
+        ck_assert_int_eq(server_rows(1), ends[i].outcome != GUARD_ROLLED_BACK);
     }
 }
 END_TEST
