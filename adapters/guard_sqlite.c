@@ -145,6 +145,23 @@ static guard_sqlite *new_connection(const guard_sqlite_options *options)
 
 /* --------------------------------------------------------------------------------------------------- open */
 
+/*
+ * The mode is written by a statement that reads first: where another connection writes, or makes the file at the same moment, SQLite
+ * says SQLITE_BUSY without asking the busy handler, as two would wait for each other.
+ */
+static int step_waiting(guard_sqlite *db, sqlite3_stmt *stmt)
+{
+    db->wait = (busy_wait){.limit_ms = db->busy_ms};
+    db->waiting = 1;
+    int rc = guard_sqlite_call_step(db, stmt);
+    while (guard_sqlite_is_busy(rc) && guard_sqlite_wait_again(&db->wait)) {
+        guard_sqlite_call_reset(stmt);
+        rc = guard_sqlite_call_step(db, stmt);
+    }
+    db->waiting = 0;
+    return rc;
+}
+
 /* The journal mode is asked for and comes back as it is; a database in memory has its own. */
 static int set_journal(guard_sqlite *db, int journal)
 {
@@ -159,7 +176,7 @@ static int set_journal(guard_sqlite *db, int journal)
     if (rc != SQLITE_OK) {
         return rc;
     }
-    rc = guard_sqlite_call_step(db, stmt);
+    rc = step_waiting(db, stmt);
     if (rc == SQLITE_ROW) {
         const char *mode = (const char *)sqlite3_column_text(stmt, 0);
         rc = mode != NULL && (strcmp(mode, names[journal]) == 0 || strcmp(mode, "memory") == 0) ? SQLITE_OK
@@ -221,13 +238,32 @@ static int open_flags(const guard_sqlite_options *options)
     return open;
 }
 
+/*
+ * Opens it. Where SQLite is built with SQLITE_USE_URI (Debian's is) every name that begins with "file:" is a URI to it, which may name a
+ * database in memory: without the flag it is the name of a file.
+ */
+static int open_file(guard_sqlite *db, const char *path, const guard_sqlite_options *options)
+{
+    uint32_t flags = options != NULL ? options->flags : 0;
+    const char *vfs = options != NULL ? options->vfs : NULL;
+    if ((flags & GUARD_SQLITE_URI) || strncmp(path, "file:", 5) != 0) {
+        return guard_sqlite_call_open(path, &db->raw, open_flags(options), vfs);
+    }
+    char *literal = sqlite3_mprintf("./%s", path);
+    int rc = literal != NULL ? guard_sqlite_call_open(literal, &db->raw, open_flags(options), vfs) : SQLITE_NOMEM;
+    sqlite3_free(literal);
+    return rc;
+}
+
 static void GUARD_NORETURN fail_open(guard_sqlite *db, int rc, const char *path, const guard_place *place)
 {
     guard_error said;
     guard_error error;
     guard_sqlite_describe_error(db->raw, rc, NULL, &said);
     error = said;
-    snprintf(error.message, sizeof(error.message), "cannot open %.150s: %.120s", path, said.message);
+    int system = (rc & 0xff) == SQLITE_CANTOPEN ? sqlite3_system_errno(db->raw) : 0;
+    snprintf(error.message, sizeof(error.message), "cannot open %.150s: %.80s%s%s", path, said.message,
+             system != 0 ? ": " : "", system != 0 && strerrordesc_np(system) != NULL ? strerrordesc_np(system) : "");
     guard_sqlite_call_close(db->raw);
     guard_deallocate(db);
     guard_impl_panic_error(place, &error);
@@ -248,8 +284,9 @@ static void refuse_parents_file(guard_sqlite *db, const guard_place *place)
 guard_sqlite *guard_sqlite_open_at(guard_scope *scope, const char *path, const guard_sqlite_options *options,
                                    const guard_place *place)
 {
-    if (path == NULL) {
-        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "the path of the database is NULL");
+    if (path == NULL || *path == '\0') { /* SQLite makes a temporary one for "", which nobody finds again */
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "the path of the database is %s",
+                          path == NULL ? "NULL" : "empty");
         return NULL;
     }
     if (!check_options(options, place)) {
@@ -257,7 +294,7 @@ guard_sqlite *guard_sqlite_open_at(guard_scope *scope, const char *path, const g
     }
     guard_reserve(scope, 1);
     guard_sqlite *db = new_connection(options);
-    int rc = guard_sqlite_call_open(path, &db->raw, open_flags(options), options != NULL ? options->vfs : NULL);
+    int rc = open_file(db, path, options);
     note_file(db);
     if (rc == SQLITE_OK && is_parents_file(db)) {
         refuse_parents_file(db, place);

@@ -112,7 +112,7 @@ typedef struct guard_sqlite_backup guard_sqlite_backup;
 #define GUARD_SQLITE_READ_ONLY 1U       /* do not write */
 #define GUARD_SQLITE_EXISTING 2U        /* do not create the file */
 #define GUARD_SQLITE_NO_FOREIGN_KEYS 4U /* leave foreign keys unchecked; by default they are on */
-#define GUARD_SQLITE_URI 8U             /* the path is a URI (https://sqlite.org/uri.html) */
+#define GUARD_SQLITE_URI 8U             /* the path is a URI (https://sqlite.org/uri.html); without it, never */
 #define GUARD_SQLITE_ONE_THREAD 16U     /* no mutexes in SQLite: only one thread ever uses the connection at a time */
 
 /* guard_sqlite_options.journal */

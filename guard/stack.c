@@ -176,7 +176,7 @@ extern void __tsan_init(void) __attribute__((weak));
 
 /*
  * ThreadSanitizer keeps a list of the frames of each thread, which a jump that it does not see leaves full of frames that are gone: it dies after
- * some ten thousand panics.
+ * many panics.
  */
 static void tell_of_sanitizer(void)
 {

@@ -31,11 +31,30 @@ START_TEST(a_database_that_cannot_be_opened_is_named_and_leaves_nothing)
     expect_panic(open_path, (void *)missing, GUARD_SQLITE, SQLITE_CANTOPEN); /* SQLite's own first use of memory */
     sqlite3_int64 before = sqlite3_memory_used();
     const guard_error *error = expect_panic(open_path, (void *)missing, GUARD_SQLITE, SQLITE_CANTOPEN);
-    ck_assert_msg(strstr(error->message, "no-such-folder/x.db: unable to open database file") != NULL, "%s",
-                  error->message);
+    ck_assert_msg(strstr(error->message, "no-such-folder/x.db: unable to open database file: No such file") != NULL,
+                  "%s", error->message);
     ck_assert_str_eq(error->file, "check_sqlite.c");
     ck_assert_str_eq(error->function, "open_path");
     ck_assert_int_eq(sqlite3_memory_used(), before);
+}
+END_TEST
+
+static void open_in_working_directory(void *name)
+{
+    GUARD_AUTO(s);
+    guard_sqlite_exec(guard_sqlite_open(s, name, NULL), "CREATE TABLE t (x)");
+}
+
+/* Debian's SQLite takes such a name for a URI, and what is committed there was gone with the connection. */
+START_TEST(a_name_that_looks_like_a_uri_is_a_file_and_an_empty_one_is_misuse)
+{
+    database_new(NULL);
+    const char *folder = database_beside(".");
+    static char uri[] = "file:lost?mode=memory";
+    ck_assert_int_eq(chdir(folder), 0);
+    ck_assert_int_eq(guard_run(open_in_working_directory, uri, NULL), 0);
+    ck_assert_int_eq(access(uri, F_OK), 0);
+    expect_panic(open_in_working_directory, (void *)"", GUARD_MISUSE, GUARD_MISUSE_ARGUMENT);
 }
 END_TEST
 
@@ -618,6 +637,7 @@ int main(void)
 {
     const TTest *const tests[] = {
         a_database_that_cannot_be_opened_is_named_and_leaves_nothing,
+        a_name_that_looks_like_a_uri_is_a_file_and_an_empty_one_is_misuse,
         a_file_that_is_no_database_is_refused_at_open,
         a_file_that_has_to_be_there_is_not_made,
         the_defaults_check_foreign_keys_and_sync_fully,

@@ -53,6 +53,41 @@ START_TEST(busy_at_begin_on_an_adopted_handle_waits_as_long)
 }
 END_TEST
 
+static void open_in_wal_mode(void *arg)
+{
+    GUARD_AUTO(s);
+    guard_sqlite_open(s, path, &(guard_sqlite_options){.journal = GUARD_SQLITE_WAL, .busy_ms = *(int *)arg});
+}
+
+static void *commit_when_asked_for(void *arg)
+{
+    sched_yield();
+    database_exec(other, "COMMIT");
+    return arg;
+}
+
+/* SQLite does not call the busy handler there: two processes that made a database at the same time, and one failed at once. */
+START_TEST(opening_in_wal_mode_waits_for_who_writes)
+{
+    GUARD_AUTO(s);
+    int ms = 60;
+    guard_error error;
+    table_open_beside_other(s, NULL);
+    guard_sqlite_close(db);
+    database_exec(other, "BEGIN IMMEDIATE; INSERT INTO t VALUES (1)");
+    int64_t started = now_ms();
+    ck_assert_int_eq(guard_run(open_in_wal_mode, &ms, &error) & 0xff, SQLITE_BUSY);
+    ck_assert_int_ge(now_ms() - started, 60);
+    pthread_t thread;
+    ck_assert_int_eq(pthread_create(&thread, NULL, commit_when_asked_for, NULL), 0);
+    ms = 10000;
+    int code = guard_run(open_in_wal_mode, &ms, &error);
+    ck_assert_msg(code == 0, "%s", error.message);
+    pthread_join(thread, NULL);
+    sqlite3_close(other);
+}
+END_TEST
+
 START_TEST(an_exclusive_transaction_keeps_readers_away_and_an_immediate_one_does_not)
 {
     static const int modes[] = {GUARD_SQLITE_EXCLUSIVE, GUARD_SQLITE_IMMEDIATE};
@@ -370,6 +405,7 @@ int main(void)
     const TTest *const tests[] = {
         busy_at_begin_waits_to_the_deadline_and_says_what_to_do,
         busy_at_begin_on_an_adopted_handle_waits_as_long,
+        opening_in_wal_mode_waits_for_who_writes,
         an_exclusive_transaction_keeps_readers_away_and_an_immediate_one_does_not,
         an_upgrade_from_reading_to_writing_against_a_writer_fails_at_once,
         a_stale_snapshot_reruns_the_whole_body,
