@@ -32,16 +32,14 @@ void guard_pq_sign_now(guard_pq *pq)
     guard_pq_call call;
     if (pq->session.tx == NULL || pq->session.in_foreign || pq->flight != NULL || pq->pid != guard_pq_process() ||
         guard_pq_status(pq) != GUARD_TX_ACTIVE || PQtransactionStatus(pq->conn) != PQTRANS_INTRANS ||
-        guard_pq_sign_sql(pq) == NULL) {
-        return;
+        guard_pq_sign_sql(pq) == NULL || (pq->t.ended != GUARD_OPEN && pq->t.may_chain)) {
+        return; /* the last: it may be another transaction's already */
     }
     GUARD_AUTO(mask);
     guard_mask(mask); /* a cancelled statement would abort the transaction */
     guard_pq_call_begin(pq, &call);
     int was_set = pq->t.was_set;
-    if (!pq->t.may_chain) {
-        pq->t.ended = GUARD_OPEN; /* all up to here was sent by us */
-    }
+    pq->t.ended = GUARD_OPEN; /* all up to here was sent by us */
     pq->t.sign_inside = pq->t.savepoints;
     pq->t.has_sign = guard_pq_query(pq, GUARD_PQ_SIGN_SQL, pq->options.statement_ms, NULL, &ignored) == 0;
     pq->t.was_set = was_set;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * check_pq_mixture.c: transactions in which a guard's statements and the program's own meddling come in any order, by any way, on a wire that may
- * break. What is told is what the server says of the number that the transaction had, after the program has committed whatever was left open.
+ * break. GUARD_TEST_SEED and GUARD_TEST_TIMES in the environment are for other draws. What is told is what the server says of the number that the transaction had, after the program has committed whatever was left open.
  */
 #include <inttypes.h>
 #include <stdbool.h>
@@ -254,9 +254,8 @@ START_TEST(a_transaction_that_the_program_meddles_with_is_never_told_wrong)
                       guard_outcome_name(told), guard_outcome_name(is),
                       result.has_error ? result.error.message : "no error", m.told);
     }
-    ck_assert_int_gt(outcomes[GUARD_COMMITTED], 10);
-    ck_assert_int_gt(outcomes[GUARD_ROLLED_BACK], 10);
-    ck_assert_int_gt(outcomes[GUARD_IN_DOUBT], 5);
+    ck_assert(times != NULL ||
+              (outcomes[GUARD_COMMITTED] > 10 && outcomes[GUARD_ROLLED_BACK] > 10 && outcomes[GUARD_IN_DOUBT] > 5));
     wire_proxy_close(m.proxy);
 }
 END_TEST

@@ -594,6 +594,25 @@ START_TEST(a_rollback_that_cannot_be_told_is_rolled_back)
 }
 END_TEST
 
+/* Too late for a sign. */
+static void chain_before_the_program_has_the_connection(guard_tx *tx, void *arg)
+{
+    run_script(tx, arg);
+    guard_pq_raw(guard_pq_of(tx));
+}
+
+START_TEST(a_connection_that_is_asked_for_behind_rollback_and_chain_does_not_hide_it)
+{
+    server_reset();
+    for (int way = 0; way < PQ_SENDINGS; way++) {
+        guard_result result;
+        script p = {{ONE, "SAVEPOINT a", "ROLLBACK AND CHAIN"}, (pq_sending)way};
+        guard_outcome told = transact_script(&p, chain_before_the_program_has_the_connection, &result);
+        ck_assert_msg(told == GUARD_ROLLED_BACK, "way %d: %s", way, guard_outcome_name(told));
+    }
+}
+END_TEST
+
 static void chain_before_a_nested_one(guard_tx *tx, void *arg)
 {
     run_script(tx, arg);
@@ -675,6 +694,7 @@ int main(void)
         rollback_to_a_savepoint_keeps_the_transaction_however_it_is_sent,
         an_end_after_the_first_one_is_not_the_transactions,
         commit_and_chain_of_an_aborted_transaction_is_rolled_back_however_it_is_sent,
+        a_connection_that_is_asked_for_behind_rollback_and_chain_does_not_hide_it,
         a_rollback_that_cannot_be_told_is_rolled_back,
         rollback_and_chain_around_a_nested_transaction_is_rolled_back,
         rollback_to_a_savepoint_keeps_a_transaction_whose_nested_one_had_the_connection_first,
