@@ -44,9 +44,10 @@
  *   savepoint. Of what the program sends by libpq itself nobody knows the text: where that was not answered when the connection was lost, or the
  *   program has closed (PQfinish) or reset it in the transaction, it may have been COMMIT. ROLLBACK AND CHAIN after a savepoint, which is
  *   answered as ROLLBACK TO is, is told by the text, or by a setting that the transaction bears where the program has the connection: COMMIT
- *   then takes back what came after it too. (After a ROLLBACK of libpq's that may have been it, a COMMIT of libpq's is in doubt.) Where that cannot be (RESET ALL, or the connection was first asked for while the transaction was
- *   aborted) any ROLLBACK TO of libpq's leads to ROLLED_BACK. One of them cannot be seen: with client_min_messages above warning, a BEGIN that
- *   begins nothing, after ROLLBACK TO by libpq itself or in the same text (taken for one after ROLLBACK).
+ *   then takes back what came after it too. After a ROLLBACK of libpq's that may have been one, a COMMIT of libpq's is in doubt. Where the setting
+ *   is missing (RESET ALL, or the connection was first asked for while the transaction was aborted) any ROLLBACK TO of libpq's leads to
+ *   ROLLED_BACK. One of them cannot be seen: with client_min_messages above warning, a BEGIN that begins nothing, after ROLLBACK TO by libpq
+ *   itself or in the same text (taken for one after ROLLBACK).
  *
  * COMMIT
  *

@@ -181,18 +181,18 @@ int guard_pq_sql_chains(const char *sql, const guard_pq_spelling *spelling, int 
 {
     walk w = {.at = sql, .spelling = spelling, .fresh = 1};
     int ends = 0;
-    int and = 0;
+    int after_and = 0;
     while (next_word(&w)) {
         if (w.begins) {
             ends = is_word(w.word, w.length, "rollback") || is_word(w.word, w.length, "abort") ||
                    is_word(w.word, w.length, "commit") || is_word(w.word, w.length, "end");
-        } else if (ends && and&&is_word(w.word, w.length, "chain")) {
+        } else if (ends && after_and && is_word(w.word, w.length, "chain")) {
             return 1;
         }
         if (one_statement && !ends) {
             return 0;
         }
-        and = is_word(w.word, w.length, "and");
+        after_and = is_word(w.word, w.length, "and");
     }
     return 0;
 }
