@@ -251,14 +251,23 @@ GUARD_API void guard_sqlite_reset(guard_sqlite_stmt *stmt);
 
 /*
  * Column `index` (from 0) of the row that guard_sqlite_step found, converted as SQLite does. Text and blobs are the statement's
- * until it is stepped, reset or closed; NULL for an SQL NULL. Panics when the conversion has no memory.
+ * until it is stepped, reset or closed; NULL for an SQL NULL. Panics when the conversion has no memory. Without a row, or beyond its columns, misuse.
+ * guard_sqlite_column_count: how many columns the statement's rows have, also while there is none.
  */
-GUARD_API int guard_sqlite_column_count(guard_sqlite_stmt *stmt);
-GUARD_API int guard_sqlite_column_type(guard_sqlite_stmt *stmt, int index);
-GUARD_API int64_t guard_sqlite_column_int64(guard_sqlite_stmt *stmt, int index);
-GUARD_API double guard_sqlite_column_double(guard_sqlite_stmt *stmt, int index);
-GUARD_API const char *guard_sqlite_column_text(guard_sqlite_stmt *stmt, int index);
-GUARD_API const void *guard_sqlite_column_blob(guard_sqlite_stmt *stmt, int index, int *length);
+#define guard_sqlite_column_count(stmt) guard_sqlite_column_count_at((stmt), GUARD_HERE)
+#define guard_sqlite_column_type(stmt, index) guard_sqlite_column_type_at((stmt), (index), GUARD_HERE)
+#define guard_sqlite_column_int64(stmt, index) guard_sqlite_column_int64_at((stmt), (index), GUARD_HERE)
+#define guard_sqlite_column_double(stmt, index) guard_sqlite_column_double_at((stmt), (index), GUARD_HERE)
+#define guard_sqlite_column_text(stmt, index) guard_sqlite_column_text_at((stmt), (index), GUARD_HERE)
+#define guard_sqlite_column_blob(stmt, index, length) \
+    guard_sqlite_column_blob_at((stmt), (index), (length), GUARD_HERE)
+GUARD_API int guard_sqlite_column_count_at(guard_sqlite_stmt *stmt, const guard_place *place);
+GUARD_API int guard_sqlite_column_type_at(guard_sqlite_stmt *stmt, int index, const guard_place *place);
+GUARD_API int64_t guard_sqlite_column_int64_at(guard_sqlite_stmt *stmt, int index, const guard_place *place);
+GUARD_API double guard_sqlite_column_double_at(guard_sqlite_stmt *stmt, int index, const guard_place *place);
+GUARD_API const char *guard_sqlite_column_text_at(guard_sqlite_stmt *stmt, int index, const guard_place *place);
+GUARD_API const void *guard_sqlite_column_blob_at(guard_sqlite_stmt *stmt, int index, int *length,
+                                                  const guard_place *place);
 
 /* ------------------------------------------------------------------------------------------- transactions -- */
 

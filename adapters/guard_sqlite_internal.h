@@ -234,6 +234,16 @@ static inline const void *guard_sqlite_thread_here(void)
     return &guard_sqlite_here;
 }
 
+static inline int guard_sqlite_check_stmt(const guard_sqlite_stmt *stmt, const guard_place *place)
+{
+    if (GUARD_IMPL_UNLIKELY(stmt == NULL || stmt->db == NULL)) {
+        guard_impl_misuse(place, stmt == NULL ? GUARD_MISUSE_ARGUMENT : GUARD_MISUSE_STATE,
+                          stmt == NULL ? "the statement is NULL" : "the statement's connection is closed");
+        return 0;
+    }
+    return 1;
+}
+
 /* 1: a statement may run now. In a guarded transaction that is asked of SQLite each time. */
 static inline int guard_sqlite_may_run(guard_sqlite *db, const guard_place *place)
 {

@@ -109,16 +109,6 @@ static int sql_ends(const char *sql)
     return skip_word(after != NULL ? after : rest, "TO") == NULL;
 }
 
-static inline int check_stmt(const guard_sqlite_stmt *stmt, const guard_place *place)
-{
-    if (GUARD_IMPL_UNLIKELY(stmt == NULL || stmt->db == NULL)) {
-        guard_impl_misuse(place, stmt == NULL ? GUARD_MISUSE_ARGUMENT : GUARD_MISUSE_STATE,
-                          stmt == NULL ? "the statement is NULL" : "the statement's connection is closed");
-        return 0;
-    }
-    return 1;
-}
-
 /* SQLite is in its middle, in a function that it called. */
 static void refuse_running(const char *verb, const guard_place *place)
 {
@@ -235,7 +225,9 @@ static int prepare_only(guard_sqlite_stmt *stmt, guard_sqlite *db, const char *s
     if (found) {
         guard_sqlite_detach_stmt(stmt, &none); /* it was never stepped */
     }
-    guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "one statement is prepared at a time: %.100s", sql);
+    guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT,
+                      found ? "one statement is prepared at a time: %.100s" : "there is no statement in it: %.100s",
+                      sql);
     return 0;
 }
 
@@ -343,7 +335,7 @@ static int may_step(const guard_sqlite *db, guard_sqlite_stmt *stmt, const guard
 
 static inline __attribute__((always_inline)) int step_stmt(guard_sqlite_stmt *stmt, const guard_place *place)
 {
-    if (!check_stmt(stmt, place)) {
+    if (!guard_sqlite_check_stmt(stmt, place)) {
         return 0;
     }
     guard_sqlite *db = stmt->db;
@@ -457,7 +449,7 @@ static __attribute__((noinline)) int may_bind_slow(guard_sqlite_stmt *stmt, cons
 
 static inline __attribute__((always_inline)) int may_bind(guard_sqlite_stmt *stmt, const guard_place *place)
 {
-    if (!check_stmt(stmt, place)) {
+    if (!guard_sqlite_check_stmt(stmt, place)) {
         return 0;
     }
     int is_plain = (stmt->stepped | stmt->cut | stmt->running | stmt->db->is_inherited) == 0;
@@ -495,6 +487,10 @@ void guard_sqlite_bind_null_at(guard_sqlite_stmt *stmt, int index, const guard_p
 void guard_sqlite_bind_text_at(guard_sqlite_stmt *stmt, int index, const char *text, int64_t length,
                                sqlite3_destructor_type destructor, const guard_place *place)
 {
+    if (length < -1) {
+        guard_impl_misuse(place, GUARD_MISUSE_ARGUMENT, "a text has a length, or -1 where it ends with a NUL");
+        return;
+    }
     if (may_bind(stmt, place)) {
         sqlite3_uint64 bytes = text == NULL ? 0 : length < 0 ? strlen(text) : (sqlite3_uint64)length;
         check_bind(stmt, sqlite3_bind_text64(stmt->raw, index, text, bytes, destructor, SQLITE_UTF8), place);
@@ -511,65 +507,4 @@ void guard_sqlite_bind_blob_at(guard_sqlite_stmt *stmt, int index, const void *d
     if (may_bind(stmt, place)) {
         check_bind(stmt, sqlite3_bind_blob64(stmt->raw, index, data, (sqlite3_uint64)length, destructor), place);
     }
-}
-
-/* ------------------------------------------------------------------------------------------------ columns */
-
-static int may_read(const guard_sqlite_stmt *stmt)
-{
-    return check_stmt(stmt, GUARD_HERE);
-}
-
-int guard_sqlite_column_count(guard_sqlite_stmt *stmt)
-{
-    return may_read(stmt) ? sqlite3_column_count(stmt->raw) : 0;
-}
-
-int guard_sqlite_column_type(guard_sqlite_stmt *stmt, int index)
-{
-    return may_read(stmt) ? sqlite3_column_type(stmt->raw, index) : SQLITE_NULL;
-}
-
-int64_t guard_sqlite_column_int64(guard_sqlite_stmt *stmt, int index)
-{
-    return may_read(stmt) ? sqlite3_column_int64(stmt->raw, index) : 0;
-}
-
-double guard_sqlite_column_double(guard_sqlite_stmt *stmt, int index)
-{
-    return may_read(stmt) ? sqlite3_column_double(stmt->raw, index) : 0;
-}
-
-/* NULL is an SQL NULL, an empty blob, or no memory for the conversion: only the error code tells the last. */
-static void check_column(guard_sqlite_stmt *stmt, const void *value)
-{
-    if (value == NULL && (sqlite3_errcode(stmt->db->raw) & 0xff) == SQLITE_NOMEM) {
-        guard_sqlite_raise(stmt->db, SQLITE_NOMEM, sqlite3_sql(stmt->raw), stmt->place);
-    }
-}
-
-const char *guard_sqlite_column_text(guard_sqlite_stmt *stmt, int index)
-{
-    if (!may_read(stmt)) {
-        return NULL;
-    }
-    const char *text = (const char *)sqlite3_column_text(stmt->raw, index);
-    check_column(stmt, text);
-    return text;
-}
-
-const void *guard_sqlite_column_blob(guard_sqlite_stmt *stmt, int index, int *length)
-{
-    if (length != NULL) {
-        *length = 0;
-    }
-    if (!may_read(stmt)) {
-        return NULL;
-    }
-    const void *data = sqlite3_column_blob(stmt->raw, index);
-    check_column(stmt, data);
-    if (length != NULL) {
-        *length = sqlite3_column_bytes(stmt->raw, index);
-    }
-    return data;
 }

@@ -58,6 +58,47 @@ START_TEST(a_name_that_looks_like_a_uri_is_a_file_and_an_empty_one_is_misuse)
 }
 END_TEST
 
+static int column;
+
+static void read_column(void *stmt)
+{
+    guard_sqlite_column_int64(stmt, column);
+}
+
+static void bind_a_wrong_length(void *stmt)
+{
+    guard_sqlite_bind_text(stmt, 1, "text", -7);
+}
+
+static void prepare_nothing(void *of)
+{
+    GUARD_AUTO(s);
+    guard_sqlite_prepare(s, of, " -- nothing");
+}
+
+/* SQLite has 0 for them, which is in no table. */
+START_TEST(a_column_that_is_not_there_is_misuse_and_so_is_a_length_that_is_none)
+{
+    GUARD_AUTO(s);
+    db = guard_sqlite_open(s, ":memory:", NULL);
+    guard_sqlite_stmt *stmt = guard_sqlite_prepare(s, db, "SELECT ?1, 2");
+    const guard_error *error = expect_panic(read_column, stmt, GUARD_MISUSE, GUARD_MISUSE_STATE);
+    ck_assert_str_eq(error->message, "column 0 is read where there is no row");
+    ck_assert_str_eq(error->function, "read_column");
+    expect_panic(bind_a_wrong_length, stmt, GUARD_MISUSE, GUARD_MISUSE_ARGUMENT);
+    ck_assert_int_eq(guard_sqlite_step(stmt), 1);
+    ck_assert_int_eq(guard_sqlite_column_int64(stmt, 1), 2);
+    for (column = -1; column <= 2; column += 3) {
+        expect_panic(read_column, stmt, GUARD_MISUSE, GUARD_MISUSE_ARGUMENT);
+    }
+    ck_assert_int_eq(guard_sqlite_step(stmt), 0);
+    column = 0;
+    expect_panic(read_column, stmt, GUARD_MISUSE, GUARD_MISUSE_STATE);
+    error = expect_panic(prepare_nothing, db, GUARD_MISUSE, GUARD_MISUSE_ARGUMENT);
+    ck_assert_str_eq(error->message, "there is no statement in it:  -- nothing");
+}
+END_TEST
+
 START_TEST(a_file_that_is_no_database_is_refused_at_open)
 {
     database_new(NULL);
@@ -638,6 +679,7 @@ int main(void)
     const TTest *const tests[] = {
         a_database_that_cannot_be_opened_is_named_and_leaves_nothing,
         a_name_that_looks_like_a_uri_is_a_file_and_an_empty_one_is_misuse,
+        a_column_that_is_not_there_is_misuse_and_so_is_a_length_that_is_none,
         a_file_that_is_no_database_is_refused_at_open,
         a_file_that_has_to_be_there_is_not_made,
         the_defaults_check_foreign_keys_and_sync_fully,
