@@ -40,6 +40,10 @@ guard_pq_pipeline *guard_pq_pipeline_open_at(guard_scope *scope, guard_pq *pq, c
 {
     guard_error error;
     guard_pq_enter(pq, NULL, place);
+    /* What is on the wire would be taken for the pipeline's. */
+    if (pq->conn != NULL && PQtransactionStatus(pq->conn) == PQTRANS_ACTIVE) {
+        guard_impl_panic(place, GUARD_PQ, GUARD_PQ_BUSY, "something of the program's own is open on the connection");
+    }
     guard_reserve(scope, 1);
     guard_pq_pipeline *pipeline = guard_allocate(sizeof(*pipeline));
     pipeline->pending = 0;

@@ -38,6 +38,11 @@ static int start(guard_pq *pq, const char *sql, const guard_pq_params *p, guard_
     if (pq->conn == NULL || pq->cut) {
         return guard_pq_error_gone(error);
     }
+    /* In the program's own pipeline libpq would queue it, and what is on the wire would be taken for the stream's. */
+    if (PQpipelineStatus(pq->conn) != PQ_PIPELINE_OFF) {
+        guard_error_set(error, GUARD_PQ, GUARD_PQ_BUSY, "a pipeline of the program's own is open on the connection");
+        return error->code;
+    }
     p = p != NULL ? p : &none;
     pq->context[0] = '\0';
     if (!PQsendQueryParams(pq->conn, sql, p->count, p->types, p->values, p->lengths, p->formats, p->binary_result) ||

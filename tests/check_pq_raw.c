@@ -124,6 +124,38 @@ static void lose_pipeline(guard_tx *tx, void *arg)
     PQclear(PQgetResult(u->raw));
 }
 
+static void lose_pipeline_below_another(guard_tx *tx, void *arg)
+{
+    GUARD_AUTO(s);
+    lose_pipeline(tx, arg);
+    guard_pq_pipeline *pipeline = guard_pq_pipeline_open(s, guard_pq_of(tx));
+    guard_pq_pipeline_send(pipeline, "INSERT INTO t VALUES (2)", NULL);
+    guard_pq_pipeline_end(pipeline);
+}
+
+static void send_pipeline(const use *u)
+{
+    insert_raw(u);
+    lose_the_answer(u);
+    ck_assert_int_eq(PQenterPipelineMode(u->raw), 1);
+    ck_assert_int_eq(PQsendQueryParams(u->raw, "COMMIT", 0, NULL, NULL, NULL, NULL, 0), 1);
+    ck_assert_int_eq(PQpipelineSync(u->raw), 1);
+}
+
+static void lose_unread_pipeline_below_another(guard_tx *tx, void *arg)
+{
+    GUARD_AUTO(s);
+    send_pipeline(arg);
+    guard_pq_pipeline_open(s, guard_pq_of(tx));
+}
+
+static void lose_unread_pipeline_below_a_stream(guard_tx *tx, void *arg)
+{
+    GUARD_AUTO(s);
+    send_pipeline(arg);
+    guard_pq_stream_next(guard_pq_stream_open(s, guard_pq_of(tx), "SELECT 1", NULL));
+}
+
 static void lose_and_panic(guard_tx *tx, void *arg)
 {
     lose_exec(tx, arg);
@@ -171,9 +203,20 @@ static void lose_in_another_guard(guard_tx *tx, void *arg)
 
 START_TEST(a_commit_by_libpq_itself_whose_answer_is_lost_is_in_doubt)
 {
-    static use_fn *const bodies[] = {
-        lose_exec,      lose_exec_params, lose_exec_prepared,    lose_unread,    lose_pipeline,  lose_and_panic,
-        lose_and_go_on, lose_and_nest,    lose_in_another_guard, lose_and_reset, lose_and_finish};
+    static use_fn *const bodies[] = {lose_exec,
+                                     lose_exec_params,
+                                     lose_exec_prepared,
+                                     lose_unread,
+                                     lose_pipeline,
+                                     lose_and_panic,
+                                     lose_and_go_on,
+                                     lose_and_nest,
+                                     lose_in_another_guard,
+                                     lose_pipeline_below_another,
+                                     lose_unread_pipeline_below_another,
+                                     lose_unread_pipeline_below_a_stream,
+                                     lose_and_reset,
+                                     lose_and_finish};
     server_reset();
     use u = {.proxy = server_proxy()};
     for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
