@@ -392,13 +392,18 @@ const guard_kind guard_pq_kind = {
 
 void guard_pq_close(guard_pq *pq)
 {
-    guard_release(pq->ticket);
+    if (guard_pq_is_given(pq)) {
+        guard_release(pq->ticket);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------- asking -- */
 
 PGconn *guard_pq_raw(guard_pq *pq)
 {
+    if (!guard_pq_is_given(pq)) {
+        return NULL;
+    }
     /* What the program runs on it from now on is in the transaction, and not on its own. */
     if (guard_pq_is_unsent(pq) && pq->pid == guard_pq_process()) {
         guard_pq_begin_or_panic(pq, GUARD_HERE);
@@ -423,6 +428,9 @@ guard_pq *guard_pq_of(guard_tx *tx)
 
 int32_t guard_pq_statement_ms(guard_pq *pq, int32_t ms)
 {
+    if (!guard_pq_is_given(pq)) {
+        return 0;
+    }
     int32_t former = pq->options.statement_ms;
     pq->options.statement_ms = guard_pq_or(ms, 30000);
     return former;
@@ -430,10 +438,10 @@ int32_t guard_pq_statement_ms(guard_pq *pq, int32_t ms)
 
 int64_t guard_pq_changes(guard_pq *pq)
 {
-    return pq->changes;
+    return guard_pq_is_given(pq) ? pq->changes : 0;
 }
 
 const char *guard_pq_error_context(guard_pq *pq)
 {
-    return pq->context;
+    return guard_pq_is_given(pq) ? pq->context : "";
 }

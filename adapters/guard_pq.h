@@ -398,11 +398,10 @@ typedef struct guard_pq_tx_options {
     int32_t commit_ms; /* these three: 0 means the connection's */
     int32_t resolve_ms;
     int32_t rollback_ms;
-    const char *probe; /* a SELECT that finds a row exactly when this transaction is committed */
-    const char
-        *probe_key; /* the probe's $1, as text; NULL: it has no parameter. Both must live until the transaction ended */
-    const char *
-        prepare_as; /* commit by PREPARE TRANSACTION under this name, below 200 bytes of the client's encoding; outcome PREPARED. As long */
+    /* Texts, which must live until the transaction ended. */
+    const char *probe;      /* a SELECT that finds a row exactly when this transaction is committed */
+    const char *probe_key;  /* its $1; NULL: it has no parameter */
+    const char *prepare_as; /* PREPARE TRANSACTION under this name, not COMMIT; below 200 bytes of its encoding */
     uint32_t reserved[8];
 } guard_pq_tx_options;
 
@@ -582,6 +581,7 @@ GUARD_API guard_pq_pool *guard_pq_pool_open_at(guard_scope *scope, const char *c
 GUARD_API guard_pq *guard_pq_pool_take_at(guard_scope *scope, guard_pq_pool *pool, int32_t wait_ms,
                                           const guard_place *place);
 
+/* What it has done since it was opened, and has at the moment. Any thread. */
 GUARD_API void guard_pq_pool_stats_read(guard_pq_pool *pool, guard_pq_pool_stats *stats);
 
 #ifdef __cplusplus

@@ -212,8 +212,8 @@ int guard_pq_canceller_send(guard_pq_canceller *canceller, guard_pq_deadline dea
 int guard_pq_cancel(guard_pq *pq, int32_t ms)
 {
     int state;
-    if (pq->pid != getpid()) {
-        return 0; /* it is the parent's statement */
+    if (!guard_pq_is_given(pq) || pq->pid != getpid()) {
+        return 0; /* or it is the parent's statement */
     }
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &state);
     int sent = guard_pq_canceller_send(pq->canceller, guard_pq_in(guard_pq_or(ms, 2000)));

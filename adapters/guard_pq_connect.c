@@ -277,7 +277,7 @@ PGconn *guard_pq_connect(guard_pq_keywords *keywords, guard_pq_deadline deadline
 size_t guard_pq_conninfo(guard_pq *pq, char *text, size_t size)
 {
     size_t length = 0;
-    PQconninfoOption *options = pq->conn != NULL ? PQconninfo(pq->conn) : NULL;
+    PQconninfoOption *options = guard_pq_is_given(pq) && pq->conn != NULL ? PQconninfo(pq->conn) : NULL;
     if (size > 0) {
         text[0] = '\0';
     }

@@ -298,5 +298,7 @@ int64_t guard_pq_copy_end_at(guard_pq_copy *copy, const guard_place *place)
 
 void guard_pq_copy_close(guard_pq_copy *copy)
 {
-    guard_release(copy->flight.ticket);
+    if (guard_pq_is_given(copy)) {
+        guard_release(copy->flight.ticket);
+    }
 }

@@ -220,6 +220,16 @@ typedef struct guard_pq_call {
 void guard_pq_call_begin(guard_pq *pq, guard_pq_call *call);
 void guard_pq_call_end(guard_pq *pq, guard_pq_call *call);
 
+/* Where a function has no place of the program's: 1, or misuse and 0. */
+static inline int guard_pq_is_given(const void *thing)
+{
+    if (GUARD_IMPL_UNLIKELY(thing == NULL)) {
+        guard_misuse(GUARD_MISUSE_ARGUMENT, "NULL is no connection, and nothing that is opened on one");
+        return 0;
+    }
+    return 1;
+}
+
 /* ------------------------------------------------------------------------------------------------- watch -- */
 
 /* libpq tells the guard of every result from now on: 1, or 0 when there is no memory. */

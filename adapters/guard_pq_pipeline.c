@@ -272,7 +272,7 @@ PGresult *guard_pq_pipeline_next_at(guard_scope *scope, guard_pq_pipeline *pipel
 
 uint32_t guard_pq_pipeline_pending(const guard_pq_pipeline *pipeline)
 {
-    return pipeline->pending;
+    return guard_pq_is_given(pipeline) ? pipeline->pending : 0;
 }
 
 void guard_pq_pipeline_end_at(guard_pq_pipeline *pipeline, const guard_place *place)
@@ -310,5 +310,7 @@ void guard_pq_pipeline_end_at(guard_pq_pipeline *pipeline, const guard_place *pl
 
 void guard_pq_pipeline_close(guard_pq_pipeline *pipeline)
 {
-    guard_release(pipeline->flight.ticket);
+    if (guard_pq_is_given(pipeline)) {
+        guard_release(pipeline->flight.ticket);
+    }
 }

@@ -597,6 +597,10 @@ void guard_pq_pool_give(guard_pq_pool *pool, guard_pq *pq)
 
 void guard_pq_pool_stats_read(guard_pq_pool *pool, guard_pq_pool_stats *stats)
 {
+    if (pool == NULL || stats == NULL) {
+        guard_misuse(GUARD_MISUSE_ARGUMENT, "the pool, or where its figures go, is NULL");
+        return;
+    }
     pthread_mutex_lock(&pool->lock);
     *stats = pool->stats;
     pthread_mutex_unlock(&pool->lock);

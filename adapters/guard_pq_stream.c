@@ -155,5 +155,7 @@ PGresult *guard_pq_stream_next_at(guard_pq_stream *stream, const guard_place *pl
 
 void guard_pq_stream_close(guard_pq_stream *stream)
 {
-    guard_release(stream->flight.ticket);
+    if (guard_pq_is_given(stream)) {
+        guard_release(stream->flight.ticket);
+    }
 }

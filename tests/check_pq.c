@@ -429,6 +429,59 @@ START_TEST(a_raw_result_that_cannot_be_registered_is_cleared)
 }
 END_TEST
 
+static void use_nothing(void *which)
+{
+    guard_pq_pool_stats stats;
+    char text[8];
+    switch (*(int *)which) {
+    case 0:
+        guard_pq_close(NULL);
+        break;
+    case 1:
+        guard_pq_raw(NULL);
+        break;
+    case 2:
+        guard_pq_cancel(NULL, 0);
+        break;
+    case 3:
+        guard_pq_conninfo(NULL, text, sizeof text);
+        break;
+    case 4:
+        guard_pq_statement_ms(NULL, 1);
+        break;
+    case 5:
+        guard_pq_changes(NULL);
+        break;
+    case 6:
+        guard_pq_error_context(NULL);
+        break;
+    case 7:
+        guard_pq_copy_close(NULL);
+        break;
+    case 8:
+        guard_pq_stream_close(NULL);
+        break;
+    case 9:
+        guard_pq_pipeline_close(NULL);
+        break;
+    case 10:
+        guard_pq_pipeline_pending(NULL);
+        break;
+    default:
+        guard_pq_pool_stats_read(NULL, &stats);
+    }
+}
+
+START_TEST(null_is_misuse_in_every_function_that_takes_no_place)
+{
+    guard_error error;
+    for (int i = 0; i <= 11; i++) {
+        ck_assert_int_eq(guard_run(use_nothing, &i, &error), GUARD_MISUSE_ARGUMENT);
+        ck_assert_int_eq(error.domain, GUARD_MISUSE);
+    }
+}
+END_TEST
+
 int main(void)
 {
     const TTest *const tests[] = {
@@ -438,6 +491,7 @@ int main(void)
         a_silent_host_leaves_time_for_the_next_one,
         the_server_is_told_to_notice_that_we_are_gone_unless_somebody_has_said_otherwise,
         reserved_words_that_are_not_zero_are_misuse,
+        null_is_misuse_in_every_function_that_takes_no_place,
         an_error_has_the_servers_sqlstate_message_detail_hint_and_constraint,
         statements_return_their_last_result_and_count_their_rows,
         a_copy_given_to_exec_is_refused_and_the_connection_usable,
