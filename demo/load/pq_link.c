@@ -114,19 +114,22 @@ static int is_lost(pq_link *link, const guard_result *result)
     if (!result->has_error || error->domain == GUARD_CANCELLED) {
         return 0;
     }
-    /* The transaction is over: a connection that is not at rest was given up, whatever the error is that was seen first. */
+    if ((result->notes & GUARD_NOTE_POISONED) || (error->domain == GUARD_PQ && error->code == GUARD_PQ_CONNECTION)) {
+        return 1;
+    }
+    if (error->sqlstate[0] != '\0') {
+        int lost = strncmp(error->sqlstate, "08", 2) == 0;
+        for (size_t i = 0; i < sizeof states / sizeof *states; i++) {
+            lost |= strcmp(error->sqlstate, states[i]) == 0;
+        }
+        return lost; /* where the rollback has lost it, the next BEGIN says so */
+    }
+    /*
+     * The transaction is over: a connection that is not at rest was given up, whatever the error is that was seen first. To take the raw connection
+     * makes each later statement dearer, so that it is not done for a bad row.
+     */
     PGconn *raw = guard_pq_raw(link->pq);
-    if (raw == NULL || PQtransactionStatus(raw) != PQTRANS_IDLE || (result->notes & GUARD_NOTE_POISONED)) {
-        return 1;
-    }
-    if (error->domain == GUARD_PQ && error->code == GUARD_PQ_CONNECTION) {
-        return 1;
-    }
-    int lost = strncmp(error->sqlstate, "08", 2) == 0;
-    for (size_t i = 0; i < sizeof states / sizeof *states; i++) {
-        lost |= strcmp(error->sqlstate, states[i]) == 0;
-    }
-    return lost;
+    return raw == NULL || PQtransactionStatus(raw) != PQTRANS_IDLE;
 }
 
 /* Finds the outcome of a transaction in doubt, on new connections, before the deadline. */

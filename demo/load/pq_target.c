@@ -10,18 +10,6 @@
 
 #define INSUFFICIENT_PRIVILEGE "42501"
 
-/* `name` as an SQL identifier; memory is the scope's. */
-static const char *identifier(guard_scope *scope, load_target *target, const char *name)
-{
-    guard_reserve(scope, 1);
-    char *quoted = PQescapeIdentifier(guard_pq_raw(target->link->pq), name, strlen(name));
-    if (quoted == NULL) {
-        guard_panic(EXIT_FAILED, "\"%s\": %s", name, PQerrorMessage(guard_pq_raw(target->link->pq)));
-    }
-    guard_defer(scope, PQfreemem, quoted);
-    return quoted;
-}
-
 /* ------------------------------------------------------------------------------------------------- table -- */
 
 typedef struct table_search {
@@ -33,13 +21,18 @@ typedef struct table_search {
 static void read_columns(guard_scope *scope, load_target *target, guard_pq *pq)
 {
     GUARD_AUTO(s);
-    PGresult *rows = pq_query(s, pq,
-                              "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute WHERE attrelid = "
-                              "$1::oid AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum",
-                              1, &target->oid);
+    PGresult *rows = pq_query(
+        s, pq,
+        "SELECT attname, format_type(atttypid, atttypmod), '\"' || replace(attname, '\"', '\"\"') || '\"' FROM "
+        "pg_attribute WHERE "
+        "attrelid = $1::oid AND attnum > 0 AND NOT attisdropped AND attgenerated = '' ORDER BY attnum",
+        1, &target->oid);
     target->column_count = (size_t)PQntuples(rows);
     target->columns = guard_memory_allocate_array(scope, target->column_count + 1, sizeof *target->columns, NULL);
+    target->column_names = guard_memory_allocate_array(scope, target->column_count + 1, sizeof *target->column_names,
+                                                       NULL);
     for (size_t i = 0; i < target->column_count; i++) {
+        target->column_names[i] = guard_memory_copy(scope, PQgetvalue(rows, (int)i, 2), NULL);
         target->columns[i].name = guard_memory_copy(scope, PQgetvalue(rows, (int)i, 0), NULL);
         target->columns[i].type = guard_memory_copy(scope, PQgetvalue(rows, (int)i, 1), NULL);
     }
@@ -52,7 +45,9 @@ static void find_table(guard_tx *tx, void *arg)
         "SELECT c.oid, n.nspname, c.relname, c.relkind IN ('r', 'p'), EXISTS (SELECT FROM pg_constraint k WHERE "
         "k.contype = 'f' AND k.conrelid = c.oid AND k.confrelid = c.oid), EXISTS (SELECT FROM pg_constraint k WHERE "
         "k.condeferred AND k.conrelid = c.oid), EXISTS (SELECT FROM pg_constraint k WHERE k.contype = 'f' AND "
-        "k.conrelid = c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE "
+        "k.conrelid = c.oid), format('\"%s\".\"%s\"', replace(n.nspname, '\"', '\"\"'), replace(c.relname, '\"', "
+        "'\"\"')), current_setting('server_version_num') FROM "
+        "pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE "
         "c.oid = ";
     table_search *search = arg;
     load_target *target = search->target;
@@ -73,8 +68,8 @@ static void find_table(guard_tx *tx, void *arg)
     target->oid = guard_memory_copy(search->scope, PQgetvalue(row, 0, 0), NULL);
     target->relation = guard_memory_copy(search->scope, PQgetvalue(row, 0, 2), NULL);
     target->table = guard_memory_format(search->scope, NULL, "%s.%s", PQgetvalue(row, 0, 1), target->relation);
-    target->quoted = guard_memory_format(search->scope, NULL, "%s.%s", identifier(s, target, PQgetvalue(row, 0, 1)),
-                                         identifier(s, target, target->relation));
+    target->quoted = guard_memory_copy(search->scope, PQgetvalue(row, 0, 7), NULL);
+    target->server_version = atoi(PQgetvalue(row, 0, 8));
     target->refers_to_itself = strcmp(PQgetvalue(row, 0, 4), "t") == 0;
     target->is_checked_late = strcmp(PQgetvalue(row, 0, 5), "t") == 0;
     target->has_foreign_key = strcmp(PQgetvalue(row, 0, 6), "t") == 0;
@@ -139,8 +134,10 @@ static void make_table(guard_scope *scope, load_target *target)
 {
     const load_options *o = target->options;
     if (o->schema == NULL) {
-        guard_panic(EXIT_FAILED, "database %s has no table \"%s\" (--schema FILE.sql makes it)",
-                    PQdb(guard_pq_raw(target->link->pq)), o->table);
+        GUARD_AUTO(s);
+        PGresult *name = guard_pq_exec(s, target->link->pq, "SELECT current_database()");
+        guard_panic(EXIT_FAILED, "database %s has no table \"%s\" (--schema FILE.sql makes it)", PQgetvalue(name, 0, 0),
+                    o->table);
     }
     GUARD_AUTO(s);
     schema_run schema = {{scope, target, 0}, schema_read(s, o->schema)};
@@ -207,9 +204,8 @@ static void pq_prepare(guard_scope *scope, load_target *target, const load_job *
     const char *names = "";
     for (size_t field = 0; field < plan->field_count; field++) {
         if (plan->columns[field] != PLAN_SKIP) {
-            const char *name = target->columns[plan->columns[field]].name;
-            names = guard_memory_format(s, NULL, "%s%s%s", names, *names == '\0' ? "" : ", ",
-                                        identifier(s, target, name));
+            const char *name = target->column_names[plan->columns[field]];
+            names = guard_memory_format(s, NULL, "%s%s%s", names, *names == '\0' ? "" : ", ", name);
         }
     }
     target->copy = guard_memory_format(scope, NULL, "COPY %s (%s) FROM STDIN WITH (FORMAT text, ENCODING 'UTF8')",

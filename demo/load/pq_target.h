@@ -85,6 +85,8 @@ struct load_target {
     const char *oid;
     load_column *columns;
     size_t column_count;
+    const char **column_names; /* as SQL */
+    int server_version;        /* as libpq has it */
     int refers_to_itself;
     int has_foreign_key;
     int is_checked_late; /* by one constraint at least, at the end of the transaction */

@@ -46,7 +46,7 @@ static size_t try_rows(const pq_worker *w)
 static int may_go_singly(const pq_worker *w)
 {
     return w->target->has_foreign_key && !w->target->is_checked_late && !w->way.refused &&
-           try_rows(w) >= TRY_ROWS_LEAST && PQserverVersion(guard_pq_raw(w->link->pq)) >= SERVER_WITH_CONDITION;
+           try_rows(w) >= TRY_ROWS_LEAST && w->target->server_version >= SERVER_WITH_CONDITION;
 }
 
 void pq_way_begin(pq_worker *w)
