@@ -190,15 +190,19 @@ static void lose_and_nest(guard_tx *tx, void *arg)
 }
 
 /* A function that is called with the connection, and guards it too. */
-static void lose_in_another_guard(guard_tx *tx, void *arg)
+static void lose_by_another_guard(use *u, const char *sql)
 {
     GUARD_AUTO(s);
-    use *u = arg;
-    (void)tx;
     insert_raw(u);
     guard_pq *inner = guard_pq_adopt(s, u->raw, NULL);
     lose_the_answer(u);
-    guard_pq_exec(NULL, inner, "COMMIT");
+    guard_pq_exec(NULL, inner, sql);
+}
+
+static void lose_in_another_guard(guard_tx *tx, void *arg)
+{
+    (void)tx;
+    lose_by_another_guard(arg, "COMMIT");
 }
 
 START_TEST(a_commit_by_libpq_itself_whose_answer_is_lost_is_in_doubt)
@@ -428,13 +432,8 @@ static void lose_savepoint(guard_tx *tx, void *arg)
 
 static void lose_statement_of_another_guard(guard_tx *tx, void *arg)
 {
-    GUARD_AUTO(s);
-    use *u = arg;
     (void)tx;
-    insert_raw(u);
-    guard_pq *inner = guard_pq_adopt(s, u->raw, NULL);
-    lose_the_answer(u);
-    guard_pq_exec(NULL, inner, "INSERT INTO t VALUES (2)");
+    lose_by_another_guard(arg, "INSERT INTO t VALUES (2)");
 }
 
 static void insert_two(void *pq)
