@@ -8,7 +8,6 @@
 
 #include <guard/guard.h>
 #include <guard/guard_sqlite.h>
-#include <guard/tx.h>
 
 #include "sqlite_table.h"
 #include "suite.h"
